@@ -1,0 +1,221 @@
+"""The loop itself: one set of layers, applied again and again.
+
+Starting from h_0 = start(e), for n = 0, 1, ...
+
+    m        =  mark(h_n, n)
+    x        =  inject(m, e)
+    y        =  adapt(layers(x), n)
+    h_{n+1}  =  update(h_n, e, y)
+
+and a halting rule folds the states into an answer as they come. The whole loop lives in one `forward`,
+so that sharding gathers its weights once for any depth.
+
+Rows of a batch may have depths of their own: a row that has taken its steps leaves, and the rest goes on
+in a smaller batch. Without gradient a token that is done also leaves, as soon as nobody needs it: when no later
+token of its row is still running, and the cache does not keep every depth exact.
+"""
+
+from collections.abc import Callable
+from typing import final
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from open_mythos.config import Config
+from open_mythos.loop.adapt import Adaptation, Unadapted
+from open_mythos.loop.exit import Exit
+from open_mythos.loop.halt import Halting, Last
+from open_mythos.loop.inject import Injection, Nothing
+from open_mythos.loop.mark import Mark, Unmarked
+from open_mythos.loop.schedule import Fixed, Plan, Schedule
+from open_mythos.loop.start import Embedded, Start
+from open_mythos.loop.state import State
+from open_mythos.loop.update import Replace, Update
+from open_mythos.nn.block import Block
+from open_mythos.nn.cache import Span
+from open_mythos.nn.context import Context
+from open_mythos.shapes import Hidden, PerSequence, Steps
+
+Watcher = Callable[[int, State], None]
+Judge = tuple[Exit, Callable[[State, Context], Tensor]]
+
+
+class Loop(Config):
+    layers: tuple[Block, ...]
+    start: Start = Embedded()
+    mark: Mark = Unmarked()
+    inject: Injection = Nothing()
+    adapt: Adaptation = Unadapted()
+    update: Update = Replace()
+    halt: Halting = Last()
+    schedule: Schedule = Fixed(steps=4)
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            raise ValueError("a loop needs at least one layer; leave `loop` out for a model without one")
+
+    def build(self, dim: int) -> "LoopCore":
+        return LoopCore(self, dim)
+
+
+@final
+class LoopCore(nn.Module):
+    def __init__(self, config: Loop, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.start = config.start.build(dim)
+        self.mark = config.mark.build(dim)
+        self.inject = config.inject.build(dim)
+        self.layers = nn.ModuleList(layer.build(dim) for layer in config.layers)
+        self.adapt = config.adapt.build(dim)
+        self.update = config.update.build(dim)
+        self.halt = config.halt.build(dim)
+        self.remat = False  # recompute each step in the backward pass instead of keeping its activations
+
+    def begin(self, e: Hidden, rng: Generator | None = None) -> State:
+        return State.begin(e, self.start(e, rng))
+
+    def step(self, state: State, ctx: Context, step: Steps, last: PerSequence) -> State:
+        """One turn. `step` counts from zero, per row; `last` says for which rows this is the last."""
+        marked = self.mark(state.h, step, ctx)
+        x = self.inject(marked, state.e)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, ctx.at("loop", i))
+        h = self.update(state.h, state.e, self.adapt(x, step))
+        return self.halt(state, marked, h, last, ctx)
+
+    def forward(
+        self,
+        state: State,
+        ctx: Context,
+        plan: Plan,
+        watch: Watcher | None = None,
+        judge: Judge | None = None,
+    ) -> State:
+        """As many turns as `plan` says. `watch` sees each state; `judge` may end tokens earlier."""
+        frozen, live = plan.split(len(state.h))
+        if any(frozen):
+            with torch.no_grad():
+                state = _Run(self, frozen, (0,) * len(frozen), live).go(state, ctx, watch, judge)
+            # Copies that autocast made without gradient must not be met again with it.
+            torch.clear_autocast_cache()
+        return _Run(self, live, frozen, (0,) * len(live)).go(state, ctx, watch, judge)
+
+
+class _Run:
+    """One phase of a plan: row i takes `turns[i]` turns, the first of them its `offset[i]`-th,
+    and `after[i]` more will follow in a later phase."""
+
+    def __init__(
+        self, loop: LoopCore, turns: tuple[int, ...], offset: tuple[int, ...], after: tuple[int, ...]
+    ) -> None:
+        self.loop, self.turns, self.offset, self.after = loop, turns, offset, after
+
+    def go(self, state: State, ctx: Context, watch: Watcher | None, judge: Judge | None) -> State:
+        batch = _Batch(self.loop, list(range(len(self.turns))), state, ctx)
+        may_leave = self._may_leave(ctx, judge)
+        turn = 0
+        while True:
+            batch.keep([row for row in batch.rows if self.turns[row] > turn], self._taken(batch, turn))
+            if not batch.rows:
+                return batch.out
+            before, batch.state = batch.state, self._turn(batch, turn)
+            turn += 1
+            taken = self._taken(batch, turn)
+            if judge is not None:
+                batch.state = _judge(judge, before, batch.state, batch.ctx, max(taken))
+            if watch is not None:
+                watch(max(taken) - 1, batch.state)
+            if may_leave:
+                batch.dismiss(taken)
+
+    def _taken(self, batch: "_Batch", turn: int) -> list[int]:
+        return [self.offset[row] + turn for row in batch.rows]
+
+    def _turn(self, batch: "_Batch", turn: int) -> State:
+        device = batch.state.h.device
+        host = self._taken(batch, turn)
+        ends = [self.turns[row] == turn + 1 and not self.after[row] for row in batch.rows]
+        step, last = torch.tensor(host, device=device), torch.tensor(ends, device=device)
+        ctx = batch.ctx.turn(step, host)
+        if self.loop.remat and torch.is_grad_enabled():
+            return State(*checkpoint(self.loop.step, batch.state, ctx, step, last, use_reentrant=False))
+        return self.loop.step(batch.state, ctx, step, last)
+
+    def _may_leave(self, ctx: Context, judge: Judge | None) -> bool:
+        adaptive = judge is not None or not isinstance(self.loop.config.halt, Last)
+        return adaptive and not torch.is_grad_enabled() and (ctx.cache is None or not ctx.cache.exact)
+
+
+class _Batch:
+    """Who is still in the loop. `out` collects the states of those who left, at the places they had."""
+
+    def __init__(self, loop: LoopCore, rows: list[int], state: State, ctx: Context) -> None:
+        self.loop, self.rows, self.state, self.ctx, self.out = loop, rows, state, ctx, state
+
+    def keep(self, rows: list[int], taken: list[int]) -> None:
+        """Go on with `rows`; the others leave, after the steps in `taken`."""
+        if len(rows) == len(self.rows):
+            return
+        leaving = [i for i, row in enumerate(self.rows) if row not in rows]
+        self._put(leaving, 0)
+        self._settle(leaving, 0, taken)
+        if rows:
+            pick = torch.tensor([i for i, row in enumerate(self.rows) if row in rows], device=self.state.h.device)
+            self.state, self.ctx = self.state.take(pick), self.ctx.take(pick)
+        self.rows = rows
+
+    def dismiss(self, taken: list[int]) -> None:
+        """Let go of tokens that are done and that no running token of their row comes after."""
+        running = self.state.left > 0  # B T
+        alive = running.any(1).tolist()
+        columns = running.any(0).nonzero()
+        needed = int(columns[-1]) + 1 if len(columns) else 0
+        everyone = list(range(len(self.rows)))
+        if 0 < needed < running.shape[1]:
+            self._put(everyone, needed)
+            self._settle(everyone, needed, taken)
+            whole = torch.tensor(everyone, device=running.device)
+            self.state, self.ctx = self.state.take(whole, needed), self.ctx.take(whole, needed)
+        self.keep([row for row, on in zip(self.rows, alive, strict=True) if on], taken)
+
+    def _put(self, here: list[int], first: int) -> None:
+        """Write the tokens from `first` on of the rows at `here` into `out`."""
+        length = self.state.h.shape[1]
+        if first == 0 and len(here) == len(self.out.h) and length == self.out.h.shape[1]:
+            self.out = self.state
+            return
+        device = self.state.h.device
+        rows = torch.tensor([self.rows[i] for i in here], device=device)[:, None]
+        columns = torch.arange(first, length, device=device)
+        pick = torch.tensor(here, device=device)
+        self.out = State(
+            self.out.e,
+            *(
+                whole.index_put((rows, columns), part[pick, first:].to(whole.dtype))
+                for whole, part in zip(self.out[1:], self.state[1:], strict=True)
+            ),
+        )
+
+    def _settle(self, here: list[int], first: int, taken: list[int]) -> None:
+        """Tell the cache how deep the tokens from `first` on of the rows at `here` went."""
+        if self.ctx.cache is None:
+            return
+        span = self.ctx.span
+        owners = span.rows if span.rows is not None else torch.arange(len(span.positions))
+        for depth in sorted({taken[i] for i in here}):
+            pick = torch.tensor([i for i in here if taken[i] == depth])
+            part = Span(span.positions[pick, first:], None, span.end, owners.to(span.positions.device)[pick])
+            self.ctx.cache.settle(len(self.loop.layers), depth, part)
+
+
+def _judge(judge: Judge, before: State, state: State, ctx: Context, taken: int) -> State:
+    """Tokens that were done keep their answer; ask the rule about the others."""
+    rule, read = judge
+    frozen = before.left == 0
+    state = state._replace(answer=torch.where(frozen[..., None], before.answer, state.answer))
+    left = torch.where(frozen, before.left, state.left)
+    if taken >= rule.least and taken % rule.every == 0:
+        left = torch.where(rule.enough(before, state, taken, lambda s: read(s, ctx)), 0, left)
+    return state._replace(left=left)

@@ -1,0 +1,173 @@
+"""How many steps to take, decided before the model runs.
+
+The model never draws its own depth: a schedule draws a `Plan` from an explicit generator and the
+caller hands it in, so the same call gives the same answer on every rank, on recompute and in a test.
+
+    Fixed              always the same number
+    Uniform            low..high, each as likely                               Chen 2026 (arXiv 2603.21676)
+    Poisson            T ~ Poisson(mean), at least 1; the last min(T, grad) steps carry gradient
+                       Parcae (arXiv 2604.12946)
+    LogNormalPoisson   T ~ Poisson(exp(tau)) + 1, tau ~ N(ln mean - sigma^2 / 2, sigma^2)
+                       Huginn (arXiv 2502.05171)
+    Ramp               another schedule whose depth grows to its own over the first part of training,
+                       linearly or as 1 - sqrt(1 - p)            Parcae; McLeish et al. 2025 (arXiv 2511.07384)
+
+`per` says whether every sequence draws for itself or the batch draws once.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Generator
+
+from open_mythos.config import Config
+
+Per = Literal["batch", "sequence"]
+
+
+class Plan(NamedTuple):
+    """`steps` turns of the loop, of which the last `grad` carry gradient (all, if none is said).
+
+    Each is one number for the whole batch or a number per sequence, known on the host.
+    """
+
+    steps: int | tuple[int, ...]
+    grad: int | tuple[int, ...] | None = None
+
+    def split(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Per sequence, the steps without gradient and the steps after them with it.
+
+        Raises `ValueError` if a depth is below one or the numbers do not fit the batch.
+        """
+        steps = _each(self.steps, batch)
+        if min(steps) < 1:
+            raise ValueError(f"a loop takes at least one step, got {min(steps)}")
+        grad = steps if self.grad is None else _each(self.grad, batch)
+        frozen = tuple(max(s - g, 0) for s, g in zip(steps, grad, strict=True))
+        return frozen, tuple(s - f for s, f in zip(steps, frozen, strict=True))
+
+    @property
+    def mean(self) -> float:
+        return self.steps if isinstance(self.steps, int) else sum(self.steps) / len(self.steps)
+
+
+def _each(value: int | tuple[int, ...], batch: int) -> tuple[int, ...]:
+    if isinstance(value, int):
+        return (value,) * batch
+    if len(value) != batch:
+        raise ValueError(f"the plan is for {len(value)} sequences, the batch has {batch}")
+    return tuple(value)
+
+
+class Fixed(Config):
+    steps: int
+    grad: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.steps, self.grad)
+
+    @property
+    def mean_steps(self) -> int:
+        return self.steps
+
+    def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
+        return Plan(self.steps, self.grad)
+
+
+class Uniform(Config):
+    low: int
+    high: int
+    grad: int | None = None
+    per: Per = "batch"
+
+    def __post_init__(self) -> None:
+        _check(self.low, self.grad)
+        if self.high < self.low:
+            raise ValueError(f"Uniform draws from low to high, got {self.low} to {self.high}")
+
+    @property
+    def mean_steps(self) -> int:
+        return round((self.low + self.high) / 2)
+
+    def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
+        count = 1 if self.per == "batch" else batch
+        return _plan(torch.randint(self.low, self.high + 1, (count,), generator=rng), self.grad, self.per)
+
+
+class Poisson(Config):
+    mean: float
+    grad: int | None = None
+    per: Per = "sequence"
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.mean, self.grad)
+
+    @property
+    def mean_steps(self) -> int:
+        return max(1, round(self.mean))
+
+    def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
+        rate = torch.full((1 if self.per == "batch" else batch,), float(self.mean))
+        steps = torch.poisson(rate, generator=rng).long().clamp(1, self.most)
+        return _plan(steps, self.grad, self.per)
+
+
+class LogNormalPoisson(Config):
+    mean: float
+    sigma: float = 0.5
+    grad: int | None = None
+    per: Per = "batch"
+    most: int | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.mean, self.grad)
+
+    @property
+    def mean_steps(self) -> int:
+        return max(1, round(self.mean))
+
+    def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
+        centre = torch.full((1 if self.per == "batch" else batch,), math.log(self.mean) - self.sigma**2 / 2)
+        rate = torch.normal(centre, self.sigma, generator=rng).exp()
+        steps = (torch.poisson(rate, generator=rng) + 1).long().clamp(1, self.most)
+        return _plan(steps, self.grad, self.per)
+
+
+class Ramp(Config):
+    of: Fixed | Uniform | Poisson | LogNormalPoisson
+    until: float = 0.5  # share of training after which the depth is the schedule's own
+    start: float = 1.0  # mean depth at the beginning
+    shape: Literal["linear", "sqrt"] = "linear"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.until <= 1:
+            raise ValueError(f"the ramp ends at a share of training in (0, 1], got {self.until}")
+
+    @property
+    def mean_steps(self) -> int:
+        return self.of.mean_steps
+
+    def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
+        plan = self.of.draw(rng, batch)
+        p = min(progress / self.until, 1.0)
+        rise = p if self.shape == "linear" else 1 - math.sqrt(1 - p)
+        share = (self.start + rise * (self.mean_steps - self.start)) / self.mean_steps
+        steps = tuple(max(1, round(share * s)) for s in _each(plan.steps, batch))
+        return Plan(steps[0] if isinstance(plan.steps, int) else steps, self.of.grad)
+
+
+def _plan(steps: torch.Tensor, grad: int | None, per: Per) -> Plan:
+    drawn = tuple(int(s) for s in steps)
+    return Plan(drawn[0] if per == "batch" else drawn, grad)
+
+
+def _check(steps: float, grad: int | None) -> None:
+    if steps < 1:
+        raise ValueError(f"a loop takes at least one step, got {steps}")
+    if grad is not None and grad < 1:
+        raise ValueError(f"at least one step must carry gradient, got grad={grad}")
+
+
+Schedule = Fixed | Uniform | Poisson | LogNormalPoisson | Ramp

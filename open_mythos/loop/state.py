@@ -1,0 +1,31 @@
+"""Where each token stands in the loop."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from open_mythos.shapes import Hidden, PerToken
+
+
+class State(NamedTuple):
+    """What flows from step to step. `left` is the halting mass not yet spent: zero means the token is done."""
+
+    e: Hidden  # the encoded input, injected at every step
+    h: Hidden  # the state of the loop
+    answer: Hidden  # what it would hand to the coda now
+    left: PerToken
+
+    @classmethod
+    def begin(cls, e: Hidden, h: Hidden) -> "State":
+        return cls(e, h, h, torch.ones(h.shape[:-1], dtype=torch.float32, device=h.device))
+
+    def take(self, rows: Tensor, length: int | None = None) -> "State":
+        """Only these rows of the batch, and only their first `length` tokens."""
+        return State(*(part[rows, :length] for part in self))
+
+    @classmethod
+    def join(cls, states: Sequence["State"]) -> "State":
+        """The rows of `states`, one below the other."""
+        return cls(*(torch.cat(parts) for parts in zip(*states, strict=True)))

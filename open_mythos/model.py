@@ -1,0 +1,173 @@
+"""The looped language model, in four verbs.
+
+    tokens --encode--> state --step--> state --step--> ... --decode--> features --head--> logits
+              prelude           the loop                      coda
+
+Training, generation, the batching engine and the probes call these four and nothing else, so there is
+one path through the network and one place to read it. Without a loop it is the fixed-depth baseline.
+"""
+
+from typing import final
+
+import torch
+from torch import Generator, nn
+
+from open_mythos.config import Config
+from open_mythos.loop.core import Loop, Watcher
+from open_mythos.loop.exit import Exit
+from open_mythos.loop.schedule import Plan
+from open_mythos.loop.state import State
+from open_mythos.nn.block import Block
+from open_mythos.nn.cache import Cache
+from open_mythos.nn.context import Context
+from open_mythos.nn.init import Init, Normal, initialise
+from open_mythos.nn.linear import Projection
+from open_mythos.nn.norm import Norm, RMSNorm
+from open_mythos.nn.tally import Tally
+from open_mythos.shapes import Features, Hidden, Logits, PerSequence, Steps, Tokens
+
+
+class FinalNorm(Config):
+    """The state passes the model's last norm, which it will pass again after the coda (Huginn)."""
+
+
+class Matrix(Config):
+    """The state passes a square matrix (Parcae's C)."""
+
+
+class Model(Config):
+    vocab: int
+    dim: int
+    context: int = 1_000_000  # the most tokens a sequence may have
+    embed_scale: float = 1.0
+    prelude: tuple[Block, ...] = ()
+    enter: Norm | None = None  # between prelude and loop
+    loop: Loop | None = None
+    leave: FinalNorm | Matrix | None = None  # between loop and coda
+    coda: tuple[Block, ...] = ()
+    norm: Norm | None = RMSNorm()
+    tied: bool = True
+    init: Init = Normal()
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "dim", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"Model.{name} must be at least 1, got {getattr(self, name)}")
+        if isinstance(self.leave, FinalNorm) and self.norm is None:
+            raise ValueError("leave=FinalNorm uses the model's last norm, but norm is none")
+
+    def build(self) -> "LoopedLM":
+        return LoopedLM(self)
+
+
+@final
+class LoopedLM(nn.Module):
+    def __init__(self, config: Model) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.dim
+        self.embed = nn.Embedding(config.vocab, dim)
+        self.prelude = nn.ModuleList(block.build(dim) for block in config.prelude)
+        self.enter = config.enter.build(dim) if config.enter is not None else None
+        self.loop = config.loop.build(dim) if config.loop is not None else None
+        self.readout = Projection(dim, dim) if isinstance(config.leave, Matrix) else None
+        self.coda = nn.ModuleList(block.build(dim) for block in config.coda)
+        self.norm = config.norm.build(dim) if config.norm is not None else None
+        self.head = nn.Linear(dim, config.vocab, bias=False)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        if not self.embed.weight.is_meta:
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Fill every weight anew; for a model that was made on the meta device and then given storage."""
+        initialise(self, self.config.init, self.config.dim)
+
+    @property
+    def steps(self) -> int:
+        """How many steps the model takes unless told otherwise: the mean of its training."""
+        return self.config.loop.schedule.mean_steps if self.config.loop is not None else 0
+
+    def encode(
+        self, tokens: Tokens, ctx: Context, rng: Generator | None = None, start: Hidden | None = None
+    ) -> State:
+        """Tokens to the state before the first step. `start` takes the place of the model's own h_0."""
+        x = self.embed(tokens) * self.config.embed_scale
+        for i, block in enumerate(self.prelude):
+            x = block(x, ctx.at("prelude", i))
+        if self.enter is not None:
+            x = self.enter(x)
+        if self.loop is None:
+            return State.begin(x, x)
+        return self.loop.begin(x, rng) if start is None else State.begin(x, start.to(x))
+
+    def step(self, state: State, ctx: Context, step: Steps, last: PerSequence) -> State:
+        """One turn of the loop. `step` counts from zero, per row; `last` says for which rows it ends."""
+        if self.loop is None:
+            raise ValueError("a model without a loop has no steps to take")
+        result: State = self.loop.step(state, ctx, step, last)
+        return result
+
+    def decode(self, state: State, ctx: Context) -> Features:
+        """What the answers mean: the features that the head reads."""
+        x = state.answer
+        if isinstance(self.config.leave, FinalNorm) and self.norm is not None:
+            x = self.norm(x)
+        if self.readout is not None:
+            x = self.readout(x)
+        for i, block in enumerate(self.coda):
+            x = block(x, ctx.at("coda", i))
+        return x if self.norm is None else self.norm(x)
+
+    def features(
+        self,
+        tokens: Tokens,
+        plan: Plan | None = None,
+        ctx: Context | None = None,
+        *,
+        cache: Cache | None = None,
+        rng: Generator | None = None,
+        start: Hidden | None = None,
+        watch: Watcher | None = None,
+        exit: Exit | None = None,  # noqa: A002
+        tally: Tally | None = None,
+    ) -> Features:
+        """All four verbs but the last.
+
+        `plan` says how many steps (by default the mean of the schedule), `ctx` where the tokens sit (by default
+        they count from zero), `rng` draws the start state where the model has a random one. `watch(n, state)`
+        sees the state after every step; `exit` may end tokens early.
+        Raises `ValueError` for empty input, tokens outside the vocabulary and more tokens than `context`.
+        """
+        self.check(tokens)
+        ctx = ctx if ctx is not None else Context.counting(tokens, cache=cache)
+        if tally is not None:
+            ctx = ctx.with_tally(tally)
+        if ctx.end > self.config.context:
+            raise ValueError(f"{ctx.end} tokens do not fit the model's context of {self.config.context}")
+        state = self.encode(tokens, ctx, rng, start)
+        if self.loop is not None:
+            judge = None if exit is None else (exit, self._read)
+            state = self.loop(state, ctx, plan or Plan(self.steps), watch, judge)
+        return self.decode(state, ctx)
+
+    def forward(self, tokens: Tokens, plan: Plan | int | None = None, **options: object) -> Logits:
+        """Logits for the token after each of `tokens`; options as for `features`."""
+        plan = Plan(plan) if isinstance(plan, int) else plan
+        logits: Logits = self.head(self.features(tokens, plan, **options))  # type: ignore[arg-type]
+        return logits
+
+    def check(self, tokens: Tokens) -> None:
+        """Raise `ValueError` unless `tokens` are some, and of this vocabulary. (Skipped where it would wait
+        for an accelerator: there, check before the transfer.)"""
+        if tokens.numel() == 0:
+            raise ValueError(f"there are no tokens to read (shape {tuple(tokens.shape)}); give at least one")
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+            low, high = int(tokens.min()), int(tokens.max())
+            if low < 0 or high >= self.config.vocab:
+                bad = low if low < 0 else high
+                raise ValueError(f"token {bad} is outside the vocabulary of 0 to {self.config.vocab - 1}")
+
+    def _read(self, state: State, ctx: Context) -> Logits:
+        logits: Logits = self.head(self.decode(state, ctx))
+        return logits

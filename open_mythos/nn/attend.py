@@ -1,0 +1,63 @@
+"""The only file that calls an attention kernel.
+
+    out = softmax(scale * q k^T + mask) v            grouped: H / G query heads share a key/value head
+
+Few queries, as in decoding, go through two plain products with the heads of a group as the rows of one
+matrix (on a CPU that is many times faster than a fused kernel; see docs/numerics.md), many through
+`scaled_dot_product_attention`. `attend_naively` is the oracle of both.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from open_mythos.nn.context import Sight
+from open_mythos.shapes import Keys, Mask, Mixed, Queries, Values
+
+FEW = 8  # queries per head up to which plain products are taken
+
+
+def attend(
+    q: Queries, k: Keys, v: Values, sight: Sight, scale: float | None = None, dropout: float = 0.0
+) -> Mixed:
+    """Attention over the keys that `sight` allows, scaled by 1/sqrt(K) unless told otherwise."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    if q.shape[2] <= FEW and not sight.causal and not dropout:
+        return _plain_products(q, k, v, sight.mask, scale)
+    width = max(q.shape[-1], v.shape[-1])  # fused kernels want one width for keys and values
+    mixed = F.scaled_dot_product_attention(
+        _widen(q, width),
+        _widen(k, width),
+        _widen(v, width),
+        attn_mask=sight.mask,
+        dropout_p=dropout,
+        is_causal=sight.causal,
+        scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    return mixed[..., : v.shape[-1]]
+
+
+def attend_naively(q: Queries, k: Keys, v: Values, sight: Sight, scale: float | None = None) -> Mixed:
+    """The definition, with every score written out. The oracle."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = (q @ k.mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if sight.causal:
+        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
+    if sight.mask is not None:
+        scores = scores.masked_fill(~sight.mask, -torch.inf)
+    return scores.softmax(-1) @ v
+
+
+def _plain_products(q: Queries, k: Keys, v: Values, mask: Mask | None, scale: float) -> Mixed:
+    shared = q.unflatten(1, (k.shape[1], -1))  # B G H/G T K
+    scores = (shared * scale).flatten(2, 3) @ k.mT  # B G H/G*T S
+    scores = scores.unflatten(2, shared.shape[2:4])
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    return (weights.flatten(2, 3) @ v).unflatten(2, shared.shape[2:4]).flatten(1, 2)
+
+
+def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
+    return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))

@@ -1,0 +1,203 @@
+"""Remembering keys and values between calls.
+
+A looped model runs one layer many times, so a cache is addressed by `Place`: (stage, layer, step),
+where an ordinary transformer needs only the layer. What a layer remembers is its own business (GQA:
+keys and values; MLA: one latent for all heads); to the cache it is a tensor with tokens on the axis
+before the last, and a token's column is its position, so a row may be padded or run ahead of others.
+
+How much of the depth is kept is a policy of the cache:
+
+    PerLoop      a slot for every step: exact
+    LastExited   a slot for every step; a token that leaves early is copied into the deeper ones
+                 Schwethelm et al. 2026 (arXiv 2608.09444)
+    Shared       one slot, overwritten by each step: a token is seen as it last was
+                 Geiping et al. 2025 (arXiv 2502.05171), Zhu et al. 2025 (arXiv 2510.25741)
+    Ring         the last `slots` steps: step n lives in slot n mod slots (Geiping et al. 2025)
+
+Whoever looks at a step that a token never took sees its latest step before that one.
+Law: tests/laws/test_cache.py.
+"""
+
+from typing import NamedTuple, Protocol, final, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from open_mythos.config import Config
+from open_mythos.shapes import CacheEntry, Positions, Rows
+
+
+class Place(NamedTuple):
+    """Where in the unrolled network a layer is being run. Layers never know their own number."""
+
+    stage: str = "prelude"  # "prelude", "loop" or "coda"
+    layer: int = 0
+    step: int | tuple[int, ...] = 0  # inside the loop: one for all rows, or one per row
+    part: int = 0  # which of the things that the layer remembers
+
+
+class Span(NamedTuple):
+    """Which columns a call writes and how many it may look back on."""
+
+    positions: Positions
+    start: int | None  # all rows write start, start + 1, ...; None when each has its own positions
+    end: int  # no row looks at or past this column
+    rows: Rows | None = None  # the cache's rows that this batch is; None for all of them
+
+
+@runtime_checkable
+class Cache(Protocol):
+    """What attention asks of a cache, and the loop of it."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether every token must run every step, because later tokens look there."""
+
+    def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
+        """Write `new` (B ... T W) at `span` and return what is held there (B ... S W), S = span.end."""
+
+    def settle(self, layers: int, taken: int, span: Span) -> None:
+        """These tokens left the loop of `layers` layers after `taken` steps: deeper steps see them as they are."""
+
+
+class PerLoop(Config):
+    exact: bool = True
+
+    def slot(self, step: int) -> int:
+        return step
+
+
+class LastExited(Config):
+    exact: bool = False
+
+    def slot(self, step: int) -> int:
+        return step
+
+
+class Shared(Config):
+    exact: bool = False
+
+    def slot(self, step: int) -> int:
+        return 0
+
+
+class Ring(Config):
+    slots: int
+    exact: bool = False
+
+    def __post_init__(self) -> None:
+        if self.slots < 1:
+            raise ValueError(f"a Ring cache needs at least one slot, got slots={self.slots}")
+
+    def slot(self, step: int) -> int:
+        return step % self.slots
+
+
+@final
+class KVCache:
+    """Preallocated buffers, one per (stage, layer, slot), each (rows, ..., capacity + 1, W).
+
+    The extra column takes what padding writes. A step that is reached for the first time starts as a
+    copy of the step before it, so that more loops than before never look at nothing.
+    """
+
+    def __init__(self, rows: int, capacity: int, policy: "Policy | None" = None) -> None:
+        if rows < 1 or capacity < 1:
+            raise ValueError(f"a cache needs room for at least one row and token, got {rows} x {capacity}")
+        self.rows, self.capacity = rows, capacity
+        self.policy: Policy = policy if policy is not None else PerLoop()
+        self._held: dict[tuple[str, int, int, int], Tensor] = {}
+
+    @property
+    def exact(self) -> bool:
+        return self.policy.exact
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated so far."""
+        return sum(held.numel() * held.element_size() for held in self._held.values())
+
+    def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
+        if span.end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens per row, asked to look back on {span.end}")
+        if isinstance(place.step, int):
+            held = self._buffer(place, place.step, new)
+            _write(held, new, span)
+            return _read(held, span)
+        parts = new.new_zeros(*new.shape[:-2], span.end, new.shape[-1])
+        for step in sorted(set(place.step)):
+            here = torch.tensor([i for i, s in enumerate(place.step) if s == step], device=new.device)
+            held = self._buffer(place, step, new)
+            part = _take(span, here)
+            _write(held, new[here], part)
+            parts[here] = _read(held, part)
+        return parts
+
+    def settle(self, layers: int, taken: int, span: Span) -> None:
+        if taken < 1:
+            return
+        source = self.policy.slot(taken - 1)
+        for (stage, layer, slot, part), held in self._held.items():
+            if stage == "loop" and layer < layers and slot > source and not isinstance(self.policy, Ring):
+                _write(held, _read_at(self._held[stage, layer, source, part], span), span)
+
+    def _buffer(self, place: Place, step: int, like: Tensor) -> Tensor:
+        slot = self.policy.slot(step) if place.stage == "loop" else 0
+        key = place.stage, place.layer, slot, place.part
+        if key not in self._held:
+            shape = self.rows, *like.shape[1:-2], self.capacity + 1, like.shape[-1]
+            before = self._held.get((place.stage, place.layer, slot - 1, place.part))
+            self._held[key] = like.new_zeros(shape) if before is None else before.clone()
+        return self._held[key]
+
+
+@final
+class GrowingCache:
+    """The simplest cache that is right for rows in step; the oracle for every faster one."""
+
+    exact = True
+
+    def __init__(self) -> None:
+        self._held: dict[Place, Tensor] = {}
+
+    def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
+        held = torch.cat([self._held[place], new], dim=-2) if place in self._held else new
+        self._held[place] = held
+        return held
+
+    def settle(self, layers: int, taken: int, span: Span) -> None:
+        """Rows in step leave together, so nobody looks deeper than they went."""
+
+
+def _columns(held: Tensor, span: Span) -> Positions:
+    """Where each token goes; padding goes to the extra column."""
+    spare = held.shape[-2] - 1
+    return torch.where(span.positions < 0, spare, span.positions)
+
+
+def _write(held: Tensor, new: Tensor, span: Span) -> None:
+    new = new.to(held.dtype)
+    if span.start is not None and span.rows is None:
+        held[..., span.start : span.start + new.shape[-2], :] = new
+        return
+    rows = span.rows if span.rows is not None else torch.arange(len(new), device=new.device)
+    held.transpose(1, -2)[rows[:, None], _columns(held, span)] = new.transpose(1, -2)
+
+
+def _read(held: Tensor, span: Span) -> Tensor:
+    held = held[..., : span.end, :]
+    return held if span.rows is None else held[span.rows]
+
+
+def _read_at(held: Tensor, span: Span) -> Tensor:
+    """What is held at exactly the columns of `span`: B ... T W."""
+    rows = span.rows if span.rows is not None else torch.arange(len(span.positions), device=held.device)
+    return held.transpose(1, -2)[rows[:, None], _columns(held, span)].transpose(1, -2)
+
+
+def _take(span: Span, here: Tensor) -> Span:
+    rows = here if span.rows is None else span.rows[here]
+    return Span(span.positions[here], span.start, span.end, rows)
+
+
+Policy = PerLoop | LastExited | Shared | Ring

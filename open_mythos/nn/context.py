@@ -1,0 +1,159 @@
+"""Everything about one call that is not the hidden state.
+
+A `Context` is frozen and handed down; `at` makes the one for the next layer. It knows where the
+tokens sit (`positions`, and on the host `start` and `end`, so that nothing waits for the device), what is
+remembered (`cache`), and what has been worked out once for this call (`once`).
+
+Padding has a position below zero. A token sees the tokens at and before its own position that are
+not padding; with `documents`, only those of its own document; with `mask`, only where it is true.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from open_mythos.nn.cache import Cache, Place, Span
+from open_mythos.nn.tally import Tally
+from open_mythos.shapes import CacheEntry, Mask, Positions, Rows, Steps, Tokens
+
+
+class Sight(NamedTuple):
+    """What queries may look at: the lower triangle (`causal`), `mask`, or with neither everything."""
+
+    causal: bool = False
+    mask: Mask | None = None
+
+
+@dataclass(frozen=True)
+class Context:
+    positions: Positions
+    start: int | None = None  # every row holds positions start, start + 1, ...
+    end: int = 0  # no position reaches it
+    tokens: Tokens | None = None
+    documents: Int[Tensor, "B T"] | None = None
+    mask: Mask | None = None
+    cache: Cache | None = None
+    rows: Rows | None = None
+    tally: Tally | None = None
+    place: Place = Place()
+    step: Steps | None = None
+    memo: dict[object, Tensor] = field(default_factory=dict)
+    casts: dict[object, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def counting(cls, tokens: Tokens, start: int = 0, cache: Cache | None = None) -> "Context":
+        """Every row holds positions start, start + 1, ..."""
+        end = start + tokens.shape[1]
+        positions = torch.arange(start, end, device=tokens.device).expand(tokens.shape)
+        return cls(positions, start, end, tokens=tokens, cache=cache)
+
+    @classmethod
+    def ragged(
+        cls, tokens: Tokens, positions: Positions, cache: Cache | None = None, end: int | None = None
+    ) -> "Context":
+        """Each row has positions of its own, below zero for padding. `end` saves asking the device."""
+        end = int(positions.max()) + 1 if end is None else end
+        return cls(positions, None, end, tokens=tokens, cache=cache)
+
+    @classmethod
+    def padded(cls, tokens: Tokens, real: Int[Tensor, "B T"], cache: Cache | None = None) -> "Context":
+        """From a mask that is 1 on tokens and 0 on padding, on either side."""
+        positions = torch.where(real.bool(), real.long().cumsum(1) - 1, -1)
+        return cls.ragged(tokens, positions, cache)
+
+    @property
+    def span(self) -> Span:
+        return Span(self.positions, self.start, self.end, self.rows)
+
+    def at(self, stage: str, layer: int) -> "Context":
+        return replace(self, place=self.place._replace(stage=stage, layer=layer))
+
+    def with_tally(self, tally: Tally) -> "Context":
+        return replace(self, tally=tally)
+
+    def turn(self, step: Steps, host: Sequence[int]) -> "Context":
+        """The context of one step. A cache wants to know the step on the host; layers want a tensor,
+        so that a compiled step serves every depth."""
+        if self.cache is None:
+            return replace(self, step=step)
+        known = host[0] if len(set(host)) == 1 else tuple(host)
+        return replace(self, step=step, place=Place(step=known))
+
+    def take(self, rows: Tensor, length: int | None = None) -> "Context":
+        """Only these rows of the batch, and only their first `length` tokens."""
+        t = slice(None, length)
+        cut = 0 if length is None else self.positions.shape[1] - length
+        owners = self.rows if self.rows is not None else torch.arange(len(self.positions), device=rows.device)
+        return replace(
+            self,
+            positions=self.positions[rows, t],
+            end=self.end - cut if self.start is not None else self.end,
+            tokens=None if self.tokens is None else self.tokens[rows, t],
+            documents=None if self.documents is None else self.documents[rows, t],
+            mask=_cut_mask(self.mask, rows, length, len(self.positions)),
+            rows=None if self.cache is None else owners[rows],
+            memo={},
+        )
+
+    def extend(self, new: CacheEntry, part: int = 0) -> CacheEntry:
+        """Remember `new` (B ... T W) and return all that is held there (B ... S W)."""
+        return new if self.cache is None else self.cache.extend(self.place._replace(part=part), new, self.span)
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing came before this call's own tokens, so there is nothing to fetch from the cache."""
+        return self.cache is None or self.start == 0
+
+    def once(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """`make()` the first time in this call, its result ever after."""
+        if key not in self.memo:
+            self.memo[key] = make()
+        return self.memo[key]
+
+    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """`weight` in `dtype`, converted once per call and not once per step.
+
+        Kept apart for calls with and without gradient: a copy made without has no way back.
+        """
+        if weight.dtype == dtype:
+            return weight
+        key = id(weight), dtype, torch.is_grad_enabled()
+        if key not in self.casts:
+            self.casts[key] = weight.to(dtype)
+        return self.casts[key]
+
+    def sight(self, attention: Literal["causal", "full"] = "causal") -> Sight:
+        """What this call's queries may look at, among the columns that `extend` returned."""
+        plain = self.mask is None and self.documents is None
+        if plain and self.start is not None:
+            if attention == "full" or (self.positions.shape[1] == 1 and not self.fresh):
+                return Sight()
+            if self.fresh:
+                return Sight(causal=True)
+        return Sight(mask=self.once(("sight", attention), lambda: self._mask(attention)))
+
+    def _mask(self, attention: str) -> Mask:
+        ask = self.positions[:, :, None]
+        if self.fresh:
+            columns = self.positions[:, None, :]
+            visible = (columns >= 0) & ((columns <= ask) if attention == "causal" else (ask >= 0))
+            # Padding looks at itself: a row of no columns has no softmax.
+            visible = visible | torch.eye(ask.shape[1], dtype=torch.bool, device=ask.device)
+        else:
+            columns = torch.arange(self.end, device=ask.device)
+            visible = (columns <= ask.clamp_min(0)).expand(len(ask), -1, -1)
+        if self.documents is not None:
+            visible = visible & (self.documents[:, :, None] == self.documents[:, None, :])
+        visible = visible[:, None]
+        return visible if self.mask is None else visible & self.mask
+
+
+def _cut_mask(mask: Mask | None, rows: Tensor, length: int | None, batch: int) -> Mask | None:
+    if mask is None:
+        return None
+    mask = mask if len(mask) != batch else mask[rows]
+    return mask if length is None else mask[:, :, :length, : mask.shape[-1] - (mask.shape[-2] - length)]

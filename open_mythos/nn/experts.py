@@ -1,0 +1,144 @@
+"""The experts' arithmetic: rows sorted by expert, one SwiGLU per group of rows.
+
+    y_i = down_e (silu(gate_e x_i) * up_e x_i)          e: the expert of row i
+
+One custom op, so that `torch.compile` sees a single node and no loop. On a CPU it runs slice by slice
+into one buffer; on CUDA with bfloat16 through `grouped_mm`, whose offsets stay on the device,
+so nothing waits. Without gradient on a CPU a fused form keeps each expert's rows in cache. All of them
+agree with `MixtureOfExperts.naive`, values and gradients (tests/unit/nn/test_moe.py).
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+Rows = Float[Tensor, "M D"]
+GateUp = Float[Tensor, "E F2 D"]
+Down = Float[Tensor, "E D F"]
+
+
+def run_experts(
+    x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
+) -> Rows:
+    """sum_j weights[i, j] * expert[chosen[i, j]](x[i]) for every row i."""
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return _fused(x, gate_up, down, chosen, weights)
+    k = chosen.shape[1]
+    order = chosen.flatten().argsort(stable=True)
+    counts = chosen.new_zeros(len(gate_up)).scatter_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+    y, _ = grouped_swiglu(x[order // k], gate_up, down, counts)
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return (weights[:, None] @ y[back].view(len(x), k, -1)).squeeze(1)
+
+
+@torch.library.custom_op("open_mythos::grouped_swiglu", mutates_args=())
+def grouped_swiglu(x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """(y, middle) for rows sorted by expert; `middle` (M 2F) is kept for the backward pass."""
+    if _on_device(x, gate_up):
+        ends = counts.cumsum(0).to(torch.int32)
+        middle = F.grouped_mm(x, gate_up.mT, offs=ends)
+        return F.grouped_mm(_swiglu(middle), down.mT, offs=ends), middle
+    middle, y = x.new_empty(len(x), gate_up.shape[1]), torch.empty_like(x)
+    for e, rows in _slices(counts):
+        torch.mm(x[rows], gate_up[e].mT, out=middle[rows])
+        torch.mm(_swiglu(middle[rows]), down[e].mT, out=y[rows])
+    return y, middle
+
+
+@grouped_swiglu.register_fake
+def _(x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), x.new_empty(x.shape[0], gate_up.shape[1])
+
+
+@torch.library.custom_op("open_mythos::grouped_swiglu_backward", mutates_args=())
+def grouped_swiglu_backward(
+    grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor, middle: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients for x, gate_up and down."""
+    if _on_device(x, gate_up):
+        ends = counts.cumsum(0).to(torch.int32)
+        grad_hidden = F.grouped_mm(grad, down, offs=ends)
+        grad_middle, hidden = _swiglu_backward(grad_hidden, middle)
+        return (
+            F.grouped_mm(grad_middle, gate_up, offs=ends),
+            F.grouped_mm(grad_middle.mT, x, offs=ends),
+            F.grouped_mm(grad.mT, hidden, offs=ends),
+        )
+    grad_x, grad_up, grad_down = torch.empty_like(x), torch.empty_like(gate_up), torch.empty_like(down)
+    for e, rows in _slices(counts):
+        grad_middle, hidden = _swiglu_backward(grad[rows] @ down[e], middle[rows])
+        torch.mm(grad[rows].mT, hidden, out=grad_down[e])
+        torch.mm(grad_middle.mT, x[rows], out=grad_up[e])
+        torch.mm(grad_middle, gate_up[e], out=grad_x[rows])
+    for e in (counts == 0).nonzero().flatten().tolist():
+        grad_up[e].zero_()
+        grad_down[e].zero_()
+    return grad_x, grad_up, grad_down
+
+
+@grouped_swiglu_backward.register_fake
+def _(
+    grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor, middle: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(gate_up), torch.empty_like(down)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+
+
+def _differentiate(ctx: Any, grad_y: Tensor, grad_middle: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    grads = grouped_swiglu_backward(grad_y.contiguous(), *ctx.saved_tensors)
+    return *grads, None
+
+
+grouped_swiglu.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _fused(
+    x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
+) -> Rows:
+    """Expert by expert: gather its rows, both products, weigh, add. Nothing larger than one expert's rows."""
+    y = torch.zeros_like(x)
+    k = chosen.shape[1]
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    tokens = order // k
+    scale = weights.flatten()[order, None]
+    for e, rows in _slices(torch.bincount(flat, minlength=len(gate_up))):
+        who = tokens[rows]
+        hidden = _swiglu(x[who] @ gate_up[e].mT)
+        y.index_add_(0, who, (hidden @ down[e].mT).mul_(scale[rows]))
+    return y
+
+
+def _on_device(x: Tensor, gate_up: Tensor) -> bool:
+    """Whether `grouped_mm` takes these: CUDA, bfloat16, rows of whole 16 bytes."""
+    aligned = x.shape[-1] % 8 == 0 and gate_up.shape[1] % 16 == 0
+    return x.is_cuda and x.dtype == torch.bfloat16 and aligned
+
+
+def _slices(counts: Int[Tensor, "E"]) -> list[tuple[int, slice]]:
+    """(expert, its rows) for experts that have any."""
+    ends = counts.cumsum(0).tolist()
+    starts = [0, *ends[:-1]]
+    return [(e, slice(a, b)) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
+
+
+def _swiglu(middle: Float[Tensor, "M F2"]) -> Float[Tensor, "M F"]:
+    gate, up = middle.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def _swiglu_backward(
+    grad: Float[Tensor, "M F"], middle: Float[Tensor, "M F2"]
+) -> tuple[Float[Tensor, "M F2"], Float[Tensor, "M F"]]:
+    """(gradient of `middle`, the hidden value itself)."""
+    gate, up = middle.chunk(2, dim=-1)
+    sigmoid = gate.sigmoid()
+    silu = gate * sigmoid
+    grad_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
+    return torch.cat([grad_gate, grad * silu], dim=-1), silu * up

@@ -1,0 +1,51 @@
+"""Rotary position embedding, Su et al. 2021 (arXiv 2104.09864).
+
+Each pair of channels (a, b) of a head turns by an angle proportional to the token's position p:
+
+    (a, b)  ->  (a cos - b sin, a sin + b cos)        angle_i = p * base^(-2i / K)
+
+Pairs are `adjacent` channels (x_2i, x_2i+1: OpenMythos, Parcae, Huginn) or the two `halves` of the
+head (x_i, x_i+K/2: Llama, Ouro). Angles are made for the positions at hand, in float64, once per
+call: no table, so a context of a million tokens costs nothing.
+"""
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from open_mythos.config import Config
+from open_mythos.nn.context import Context
+
+
+class Rope(Config):
+    base: float = 10_000.0
+    pairs: Literal["adjacent", "halves"] = "adjacent"
+
+    def __post_init__(self) -> None:
+        if self.base <= 0:
+            raise ValueError(f"the base of rotary embedding must be positive, got {self.base}")
+
+    def __call__(self, x: Float[Tensor, "B H T K"], ctx: Context) -> Float[Tensor, "B H T K"]:
+        """Turn `x`, laid out (B H T K), by the positions of `ctx`."""
+        cos, sin = ctx.once(("rope", self.base, x.shape[-1]), lambda: self._turns(x.shape[-1], ctx)).unbind(0)
+        return rotate(x, cos, sin, self.pairs)
+
+    def _turns(self, width: int, ctx: Context) -> Float[Tensor, "2 B 1 T half"]:
+        positions = ctx.positions if ctx.start is None else ctx.positions[:1]
+        exponent = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
+        angle = positions[:, None, :, None] * self.base**-exponent
+        return torch.stack([angle.cos(), angle.sin()]).float()
+
+
+def rotate(
+    x: Float[Tensor, "B H T K"],
+    cos: Float[Tensor, "#B 1 T half"],
+    sin: Float[Tensor, "#B 1 T half"],
+    pairs: Literal["adjacent", "halves"],
+) -> Float[Tensor, "B H T K"]:
+    a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if pairs == "adjacent" else x.chunk(2, dim=-1)
+    turned = a * cos - b * sin, a * sin + b * cos
+    joined = torch.stack(turned, dim=-1).flatten(-2) if pairs == "adjacent" else torch.cat(turned, dim=-1)
+    return joined.to(x.dtype)

@@ -1,0 +1,25 @@
+"""Under pytest every tensor annotation is checked; outside it none is."""
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+install_import_hook(
+    [
+        "open_mythos.nn",
+        "open_mythos.loop",
+        "open_mythos.model",
+        "open_mythos.train",
+        "open_mythos.infer",
+        "open_mythos.analysis",
+        "open_mythos.hub",
+    ],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
+
+torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
