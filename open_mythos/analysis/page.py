@@ -16,9 +16,9 @@ h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .5rem; }
 p { margin: .5rem 0; }
 .soft, figcaption { color: var(--soft); }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.5rem, 1fr));
-  gap: .75rem; margin: 1.4rem 0; }
-.tile { border: 1px solid var(--line); border-radius: 8px; padding: .7rem .85rem; background: var(--tint); }
+.tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1.4rem 0; }
+.tile { flex: 1 1 8.5rem; border: 1px solid var(--line); border-radius: 8px; padding: .7rem .85rem;
+  background: var(--tint); }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.2; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .85rem; }
 table { border-collapse: collapse; margin: .8rem 0; font-variant-numeric: tabular-nums; }

@@ -24,6 +24,8 @@ from jaxtyping import Float
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:  # matplotlib is imported only to draw
+    Axes = Figure = object
 
 P = ParamSpec("P")
 
@@ -67,11 +69,11 @@ class DepthCurve(NamedTuple):
     loss: Float[np.ndarray, "seeds N"]
 
 
-def styled(draw: Callable[P, "Figure"]) -> Callable[P, "Figure"]:
+def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """Draw in this file's style, whatever the settings of the caller's matplotlib."""
 
     @wraps(draw)
-    def in_style(*args: P.args, **kwargs: P.kwargs) -> "Figure":
+    def in_style(*args: P.args, **kwargs: P.kwargs) -> Figure:
         import matplotlib as mpl
 
         with mpl.rc_context({**mpl.rcParamsDefault, **STYLE}):
@@ -87,7 +89,7 @@ def loss_curve(
     *,
     x_label: str = "tokens seen",
     y_label: str = "loss (bits per byte)",
-) -> "Figure":
+) -> Figure:
     """Loss (log scale) against progress, in the units of the labels; baselines are dashed lines."""
     figure, (axes,) = _canvas()
     for curve, colour in zip(curves, COLOURS, strict=False):
@@ -113,7 +115,7 @@ def loss_against_loops(
     trained_loops: float | None = None,
     *,
     y_label: str = "held-out loss (bits per byte)",
-) -> "Figure":
+) -> Figure:
     """Loss against loops at test time, log scales; the line is the mean over seeds, the band their range."""
     figure, (axes,) = _canvas()
     for curve, colour in zip(curves, COLOURS, strict=False):
@@ -146,7 +148,7 @@ def loop_motion(
     relative_step: Float[np.ndarray, "N"],
     state_norm: Float[np.ndarray, "N2"],
     trained_loops: float | None = None,
-) -> "Figure":
+) -> Figure:
     """How far each loop moves the state (log scale), and how large the state is after it."""
     figure, (left, right) = _canvas(columns=2, size=(8.4, 3.2))
     _per_loop(left, relative_step, COLOURS[0], trained_loops)
@@ -159,7 +161,7 @@ def loop_motion(
 
 
 @styled
-def expert_load(load: Float[np.ndarray, "N E"]) -> "Figure":
+def expert_load(load: Float[np.ndarray, "N E"]) -> Figure:
     """Load of each expert (columns) in each loop (rows), counts or fractions, drawn over an even share."""
     figure, (axes,) = _canvas(size=(6.8, 0.9 + min(3.2, max(1.4, 0.25 * len(load)))))
     even = np.nan_to_num(load / np.maximum(load.mean(axis=1, keepdims=True), 1e-12))
@@ -181,7 +183,7 @@ def expert_load(load: Float[np.ndarray, "N E"]) -> "Figure":
 @styled
 def vital_signs(
     x: Float[np.ndarray, "N"], signs: Mapping[str, Float[np.ndarray, "N"]], *, x_label: str = "step"
-) -> "Figure":
+) -> Figure:
     """One small chart per named series, on a common axis."""
     columns = min(3, len(signs))
     rows = -(-len(signs) // columns)
@@ -200,13 +202,13 @@ def vital_signs(
     return figure
 
 
-def save_png(figure: "Figure", path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> None:
     """Write the figure on white, 160 dots per inch."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=160, facecolor="white")
 
 
-def inline_svg(figure: "Figure", name: str, title: str) -> str:
+def inline_svg(figure: Figure, name: str, title: str) -> str:
     """Markup for an HTML page in the ink of its text; `name` tells its ids from those of other figures."""
     import html
 
@@ -226,7 +228,7 @@ def inline_svg(figure: "Figure", name: str, title: str) -> str:
 
 def _canvas(
     columns: int = 1, rows: int = 1, size: tuple[float, float] = (6.8, 3.6)
-) -> tuple["Figure", list["Axes"]]:
+) -> tuple[Figure, list[Axes]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -235,22 +237,22 @@ def _canvas(
     return figure, list(figure.subplots(rows, columns, squeeze=False).ravel())
 
 
-def _per_loop(axes: "Axes", values: Float[np.ndarray, "N"], colour: str, trained_loops: float | None) -> None:
+def _per_loop(axes: Axes, values: Float[np.ndarray, "N"], colour: str, trained_loops: float | None) -> None:
     axes.plot(np.arange(1, len(values) + 1), values, color=colour, marker="o", markersize=3.5)
     _whole_numbers(axes.xaxis)
     if trained_loops is not None:
         _mark_trained(axes, trained_loops)
 
 
-def _mark_trained(axes: "Axes", loops: float) -> None:
+def _mark_trained(axes: Axes, loops: float) -> None:
     axes.axvline(loops, color=INK, linestyle=(0, (4, 3)), linewidth=1, alpha=0.7)
     axes.annotate(
         f"trained: {loops:g}", (loops, 1), (0, 2), xycoords=("data", "axes fraction"),
-        textcoords="offset points", ha="center", va="bottom", fontsize=9, alpha=0.85,
+        textcoords="offset points", ha="center", va="bottom", fontsize=9,
     )  # fmt: skip
 
 
-def _name_ends(axes: "Axes", curve: DepthCurve, trained_loops: float | None) -> None:
+def _name_ends(axes: Axes, curve: DepthCurve, trained_loops: float | None) -> None:
     """Write the loss beside the first point, the one at the trained depth, and the last."""
     mean = curve.loss.mean(axis=0)
     chosen = {0, len(mean) - 1} | set(np.flatnonzero(curve.loops == trained_loops).tolist())
@@ -265,19 +267,21 @@ def _name_ends(axes: "Axes", curve: DepthCurve, trained_loops: float | None) -> 
         )
 
 
-def _level(axes: "Axes", value: float, label: str, place: int) -> None:
+def _level(axes: Axes, value: float, label: str, place: int) -> None:
     """A dashed line; labels stand side by side, so that close levels do not hide each other's."""
     axes.axhline(value, color=INK, linestyle=(0, (2, 2)), linewidth=1, alpha=0.6)
     axes.annotate(
         label, (1 - 0.18 * (place % 5), value), (0, 2), xycoords=("axes fraction", "data"),
-        textcoords="offset points", ha="right", va="bottom", fontsize=8.5, alpha=0.85,
+        textcoords="offset points", ha="right", va="bottom", fontsize=8.5,
     )  # fmt: skip
 
 
-def _plain_log(axes: "Axes") -> None:
+def _plain_log(axes: Axes) -> None:
     """A log scale with a few plainly written numbers; within one decade matplotlib would write 1.2 x 10^0."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+    if axes.dataLim.y1 <= 0:  # as where the state never moved
+        return
     axes.set_yscale("log")
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(MaxNLocator(6) if high < 12 * low else LogLocator(numticks=8))
@@ -285,7 +289,7 @@ def _plain_log(axes: "Axes") -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
 
 
-def _whole_ticks(axes: "Axes", values: Float[np.ndarray, "N"]) -> None:
+def _whole_ticks(axes: Axes, values: Float[np.ndarray, "N"]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     apart: list[float] = []
@@ -306,7 +310,7 @@ def _whole_numbers(*axis: Any) -> None:
         one.set_major_locator(MaxNLocator(10, integer=True))
 
 
-def _short_numbers(axes: "Axes") -> None:
+def _short_numbers(axes: Axes) -> None:
     from matplotlib.ticker import EngFormatter
 
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

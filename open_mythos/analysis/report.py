@@ -17,6 +17,8 @@ from open_mythos.train.progress import clock_time, printable, short_number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+else:  # matplotlib is imported only to draw
+    Figure = object
 
 FLAT = 0.005  # a change of loss within half a percent is called none
 SIGNS = {
@@ -34,7 +36,7 @@ class Picture(NamedTuple):
 
     name: str
     section: str
-    draw: "Callable[[Record], Figure | None]"
+    draw: Callable[[Record], Figure | None]
     caption: str
 
 
@@ -114,8 +116,7 @@ def _verdict(held_out: float, baselines: dict[str, float]) -> str:
     if others:
         words += f" That is no better than {_join(others)}."
     return (
-        words
-        + " A compressor sees only the held-out text; the model was trained on other text of the same kind."
+        f"{words} A compressor starts from nothing; the model has learned, and its weights are not counted."
     )
 
 
@@ -133,14 +134,18 @@ def _depth_verdict(record: Record) -> str:
     shallowest, deepest = min(curve), max(curve)
     if deepest > trained:
         change = curve[deepest] / curve[trained] - 1
-        held = "is within half a percent of" if abs(change) <= FLAT else f"is {change:+.1%} against"
-        words += (
-            f" At {deepest:g} loops, {deepest / trained:.3g} times the trained depth, the loss {held} that at"
-        )
-        words += f" the trained {trained:g} ({curve[deepest]:.3f} and {curve[trained]:.3f})."
+        words += f" At {deepest:g} loops, {deepest / trained:.3g} times the trained depth, the loss is"
+        words += f" {_compared(change)} at the trained {trained:g}"
+        words += f" ({curve[deepest]:.3f} and {curve[trained]:.3f})."
     if shallowest < trained:
         words += f" With only {shallowest:g} it is {curve[shallowest]:.3f}."
     return words
+
+
+def _compared(change: float) -> str:
+    if abs(change) <= FLAT:
+        return "within half a percent of that"
+    return f"{abs(change):.1%} {'higher' if change > 0 else 'lower'} than"
 
 
 def _pictures(record: Record, folder: Path) -> Iterator[str]:
@@ -160,7 +165,7 @@ def _pictures(record: Record, folder: Path) -> Iterator[str]:
         yield page.figure(plots.inline_svg(drawn, picture.name, picture.caption), picture.caption)
 
 
-def _draw_loss(record: Record) -> "Figure | None":
+def _draw_loss(record: Record) -> Figure | None:
     unit, train = _training_loss(record)
     held_out = record.series("eval_bits_per_byte")
     in_bits = unit == "bits per byte"
@@ -184,7 +189,7 @@ def _training_loss(record: Record) -> tuple[str, np.ndarray]:
     return "nats per token", nats
 
 
-def _draw_loops(record: Record) -> "Figure | None":
+def _draw_loops(record: Record) -> Figure | None:
     curve = record.depth_curve
     if len(curve) < 2:
         return None
@@ -192,18 +197,18 @@ def _draw_loops(record: Record) -> "Figure | None":
     return plots.loss_against_loops([plots.DepthCurve("this run", loops, loss[None])], record.trained_loops)
 
 
-def _draw_motion(record: Record) -> "Figure | None":
+def _draw_motion(record: Record) -> Figure | None:
     step, norm = record.swept("relative_step"), record.swept("state_norm")
     if not np.isfinite(step).any() or not np.isfinite(norm).any():
         return None
     return plots.loop_motion(step, norm, record.trained_loops)
 
 
-def _draw_load(record: Record) -> "Figure | None":
+def _draw_load(record: Record) -> Figure | None:
     return None if record.expert_load is None else plots.expert_load(record.expert_load)
 
 
-def _draw_signs(record: Record) -> "Figure | None":
+def _draw_signs(record: Record) -> Figure | None:
     signs = {words: record.series(name) for name, words in SIGNS.items()}
     signs = {words: values for words, values in signs.items() if np.isfinite(values).sum() > 1}
     return plots.vital_signs(record.series("step"), signs) if signs else None

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -71,7 +71,7 @@ class Progress:
         self._printed = (-math.inf, -1.0)  # clock and step of the last plain line
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Progress":
         if self._live:
             self._live.start()
         return self

@@ -1,4 +1,4 @@
-"""metrics.jsonl holds what was measured, survives a kill, and forgets the steps that a resumed run takes again."""
+"""metrics.jsonl holds what was measured, survives a kill, and forgets steps that a resumed run repeats."""
 
 import json
 import math
