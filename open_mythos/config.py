@@ -42,7 +42,8 @@ class Config:
         needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}  # type: ignore[arg-type]
         if missing := sorted(needed - given.keys()):
             raise ValueError(f"{cls.__name__} needs {', '.join(missing)}")
-        return cls(**{name: _typed(hints[name], value, f"{cls.__name__}.{name}") for name, value in given.items()})
+        owner = cls.__name__
+        return cls(**{name: _typed(hints[name], value, f"{owner}.{name}") for name, value in given.items()})
 
     def override(self, *assignments: str) -> Self:
         """A copy with dotted assignments applied, as in `loop.halt.threshold=0.9`.

@@ -105,8 +105,7 @@ class LoopedLM(nn.Module):
         """One turn of the loop. `step` counts from zero, per row; `last` says for which rows it ends."""
         if self.loop is None:
             raise ValueError("a model without a loop has no steps to take")
-        result: State = self.loop.step(state, ctx, step, last)
-        return result
+        return self.loop.step(state, ctx, step, last)
 
     def decode(self, state: State, ctx: Context) -> Features:
         """What the answers mean: the features that the head reads."""
@@ -119,7 +118,7 @@ class LoopedLM(nn.Module):
             x = block(x, ctx.at("coda", i))
         return x if self.norm is None else self.norm(x)
 
-    def features(
+    def features(  # noqa: PLR0913 (all of them by name)
         self,
         tokens: Tokens,
         plan: Plan | None = None,
@@ -134,9 +133,9 @@ class LoopedLM(nn.Module):
     ) -> Features:
         """All four verbs but the last.
 
-        `plan` says how many steps (by default the mean of the schedule), `ctx` where the tokens sit (by default
-        they count from zero), `rng` draws the start state where the model has a random one. `watch(n, state)`
-        sees the state after every step; `exit` may end tokens early.
+        `plan` says how many steps (by default the mean of the schedule), `ctx` where the tokens sit (by
+        default they count from zero), `rng` draws the start state where the model has a random one.
+        `watch(n, state)` sees the state after every step; `exit` may end tokens early.
         Raises `ValueError` for empty input, tokens outside the vocabulary and more tokens than `context`.
         """
         self.check(tokens)
@@ -154,8 +153,7 @@ class LoopedLM(nn.Module):
     def forward(self, tokens: Tokens, plan: Plan | int | None = None, **options: object) -> Logits:
         """Logits for the token after each of `tokens`; options as for `features`."""
         plan = Plan(plan) if isinstance(plan, int) else plan
-        logits: Logits = self.head(self.features(tokens, plan, **options))  # type: ignore[arg-type]
-        return logits
+        return self.head(self.features(tokens, plan, **options))  # type: ignore[arg-type]
 
     def check(self, tokens: Tokens) -> None:
         """Raise `ValueError` unless `tokens` are some, and of this vocabulary. (Skipped where it would wait
@@ -169,5 +167,4 @@ class LoopedLM(nn.Module):
                 raise ValueError(f"token {bad} is outside the vocabulary of 0 to {self.config.vocab - 1}")
 
     def _read(self, state: State, ctx: Context) -> Logits:
-        logits: Logits = self.head(self.decode(state, ctx))
-        return logits
+        return self.head(self.decode(state, ctx))

@@ -89,9 +89,7 @@ MODELS = {
     ),
     "chen": tiny(
         Loop(
-            layers=(
-                PreNorm(mixer=GQA(heads=4), ffn=MLP(width=64, bias=True), norm=LayerNorm(), scale=1e-4),
-            ),
+            layers=(PreNorm(mixer=GQA(heads=4), ffn=MLP(width=64, bias=True), norm=LayerNorm(), scale=1e-4),),
             mark=mark.StepTable(steps=4),
             update=update.Gate(),
             schedule=schedule.Uniform(low=2, high=4),

@@ -29,7 +29,7 @@ class DepthLoRA(Config):
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.steps < 1:
-            raise ValueError(f"DepthLoRA needs rank and steps of at least one, got {self.rank} and {self.steps}")
+            raise ValueError(f"DepthLoRA needs a rank and steps of at least 1, got {self.rank}, {self.steps}")
 
     def build(self, dim: int) -> "LowRankAdaptation":
         return LowRankAdaptation(self, dim)

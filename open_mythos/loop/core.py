@@ -11,8 +11,8 @@ and a halting rule folds the states into an answer as they come. The whole loop 
 so that sharding gathers its weights once for any depth.
 
 Rows of a batch may have depths of their own: a row that has taken its steps leaves, and the rest goes on
-in a smaller batch. Without gradient a token that is done also leaves, as soon as nobody needs it: when no later
-token of its row is still running, and the cache does not keep every depth exact.
+in a smaller batch. Without gradient a token that is done also leaves, as soon as nobody needs it: when no
+later token of its row is still running, and the cache does not keep every depth exact.
 """
 
 from collections.abc import Callable
@@ -162,7 +162,8 @@ class _Batch:
         self._put(leaving, 0)
         self._settle(leaving, 0, taken)
         if rows:
-            pick = torch.tensor([i for i, row in enumerate(self.rows) if row in rows], device=self.state.h.device)
+            staying = [i for i, row in enumerate(self.rows) if row in rows]
+            pick = torch.tensor(staying, device=self.state.h.device)
             self.state, self.ctx = self.state.take(pick), self.ctx.take(pick)
         self.rows = rows
 

@@ -5,7 +5,8 @@ what would be read out run the coda and the head at every check.
 
     Steps            a prescribed number of steps
     StateChange      |h_n - h_{n-1}| / |h_n| below a threshold          Huginn (arXiv 2502.05171)
-    ReadoutChange    KL(p_{n-1} || p_n) between successive readouts     Huginn; Kohli et al. 2026 (arXiv 2604.07822)
+    ReadoutChange    KL(p_{n-1} || p_n) between successive readouts
+                     Huginn; Kohli et al. 2026 (arXiv 2604.07822)
     Confidence       entropy of the readout below a threshold           Popescu et al. 2026 (arXiv 2607.20519)
 
 `least` steps are always taken, and the rule is asked every `every` steps.

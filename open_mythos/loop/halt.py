@@ -8,8 +8,8 @@ A halting rule folds the states h_1, h_2, ... into one answer, spending a unit o
     ACT          a learned share each step; once the sum would reach the threshold, or at the last step,
                  all that is left             Graves 2016 (arXiv 1603.08983), eqs. 5-8
 
-ACT reports the ponder cost N + R (eq. 13) to the tally as "ponder"; only R has a gradient. `as_released` on ACT repeats what the package
-open-mythos 0.5.0 did: no remainder at the last step.
+ACT reports the ponder cost N + R (eq. 13) to the tally as "ponder"; only R has a gradient. `as_released`
+repeats what the package open-mythos 0.5.0 did: no remainder at the last step.
 Law (tests/laws/test_halt.py): the mass is one, and a state that never changes is its own answer.
 """
 

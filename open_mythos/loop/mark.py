@@ -5,7 +5,8 @@ The layers are shared, so without a mark every step computes the same function.
     Unmarked        h
     StepSinusoid    h + a * [sin(n w), cos(n w)] on the leading channels
                     OpenMythos' loop index; Dehghani et al. 2018 (arXiv 1807.03819)
-    StepTable       h + table[n], learned              Universal Transformer (T2T); Chen 2026 (arXiv 2603.21676)
+    StepTable       h + table[n], learned
+                    Universal Transformer (T2T); Chen 2026 (arXiv 2603.21676)
     PositionStep    h + sinusoid(position) + table[n] or sinusoid(n)    Universal Transformer, every step
 
 Past its last row a table goes on with that row. `relative` scales the sinusoid by the token's own

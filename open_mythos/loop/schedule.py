@@ -10,7 +10,7 @@ caller hands it in, so the same call gives the same answer on every rank, on rec
     LogNormalPoisson   T ~ Poisson(exp(tau)) + 1, tau ~ N(ln mean - sigma^2 / 2, sigma^2)
                        Huginn (arXiv 2502.05171)
     Ramp               another schedule whose depth grows to its own over the first part of training,
-                       linearly or as 1 - sqrt(1 - p)            Parcae; McLeish et al. 2025 (arXiv 2511.07384)
+                       linearly or as 1 - sqrt(1 - p)   Parcae; McLeish et al. 2025 (arXiv 2511.07384)
 
 `per` says whether every sequence draws for itself or the batch draws once.
 """

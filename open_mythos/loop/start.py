@@ -46,7 +46,7 @@ class ZeroStart(nn.Module):
 @final
 class EmbeddedStart(nn.Module):
     def forward(self, e: Hidden, rng: Generator | None = None) -> Hidden:
-        return e.clone()  # a compiled step would otherwise see two names for one tensor on the first step only
+        return e.clone()  # or a compiled step sees two names for one tensor on the first step only
 
 
 @final

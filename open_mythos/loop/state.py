@@ -10,7 +10,7 @@ from open_mythos.shapes import Hidden, PerToken
 
 
 class State(NamedTuple):
-    """What flows from step to step. `left` is the halting mass not yet spent: zero means the token is done."""
+    """What flows from step to step. `left` is the halting mass not yet spent: a token with none is done."""
 
     e: Hidden  # the encoded input, injected at every step
     h: Hidden  # the state of the loop

@@ -99,11 +99,11 @@ class GroupedAttention(nn.Module):
     def __init__(self, config: GQA, dim: int) -> None:
         super().__init__()
         if config.head_dim is None and dim % config.heads:
-            raise ValueError(f"dim={dim} is not a multiple of heads={config.heads}; set head_dim or change one")
+            raise ValueError(f"dim={dim} is no multiple of heads={config.heads}; set head_dim or change one")
         self.config = config
         self.width = config.head_dim or dim // config.heads
         if config.rope is not None and self.width % 2:
-            raise ValueError(f"rotary embedding turns pairs of channels, so head_dim={self.width} must be even")
+            raise ValueError(f"rotary embedding turns pairs of channels; head_dim={self.width} is not even")
         self.kv_heads = config.kv_heads or config.heads
         build, norm = config.linear.build, config.head_norm
         self.q = build(dim, config.heads * self.width, bias=config.bias)
@@ -228,7 +228,7 @@ class LatentAttention(nn.Module):
         return torch.cat([q_nope, c.rope(q_rope, ctx)], -1), torch.cat([self.kv_norm(latent), turned], -1)
 
     def _absorbing_is_cheaper(self, asked: int, held: int) -> bool:
-        """Multiplications per head: attention in the latent's width, against rebuilding every key and value."""
+        """Multiplications per head: attention in the latent's width, or rebuilding every key and value."""
         c = self.config
         head = c.nope_dim + c.value_dim
         absorbed = asked * held * (2 * c.kv_rank + c.rope_dim) + asked * c.kv_rank * head

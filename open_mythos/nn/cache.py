@@ -57,7 +57,7 @@ class Cache(Protocol):
         """Write `new` (B ... T W) at `span` and return what is held there (B ... S W), S = span.end."""
 
     def settle(self, layers: int, taken: int, span: Span) -> None:
-        """These tokens left the loop of `layers` layers after `taken` steps: deeper steps see them as they are."""
+        """These tokens left the loop of `layers` layers after `taken` steps; deeper steps see them so."""
 
 
 class PerLoop(Config):
@@ -119,7 +119,7 @@ class KVCache:
 
     def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
         if span.end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens per row, asked to look back on {span.end}")
+            raise ValueError(f"the cache holds {self.capacity} tokens per row, but {span.end} were asked for")
         if isinstance(place.step, int):
             held = self._buffer(place, place.step, new)
             _write(held, new, span)

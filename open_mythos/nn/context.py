@@ -101,7 +101,9 @@ class Context:
 
     def extend(self, new: CacheEntry, part: int = 0) -> CacheEntry:
         """Remember `new` (B ... T W) and return all that is held there (B ... S W)."""
-        return new if self.cache is None else self.cache.extend(self.place._replace(part=part), new, self.span)
+        if self.cache is None:
+            return new
+        return self.cache.extend(self.place._replace(part=part), new, self.span)
 
     @property
     def fresh(self) -> bool:

@@ -27,8 +27,9 @@ def run_experts(
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         return _fused(x, gate_up, down, chosen, weights)
     k = chosen.shape[1]
-    order = chosen.flatten().argsort(stable=True)
-    counts = chosen.new_zeros(len(gate_up)).scatter_add_(0, chosen.flatten(), torch.ones_like(chosen.flatten()))
+    flat = chosen.flatten()
+    order = flat.argsort(stable=True)
+    counts = flat.new_zeros(len(gate_up)).scatter_add_(0, flat, torch.ones_like(flat))
     y, _ = grouped_swiglu(x[order // k], gate_up, down, counts)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return (weights[:, None] @ y[back].view(len(x), k, -1)).squeeze(1)

@@ -3,6 +3,8 @@
     SwiGLU    W_down (silu(W_gate x) * W_up x)       Shazeer 2020 (arXiv 2002.05202)
     MLP       W_down act(W_up x)                     Vaswani et al. 2017 (arXiv 1706.03762)
     MoE       a few of many small SwiGLUs, chosen per token, and shared ones (moe.py)
+
+Both halves of a SwiGLU's first product are one matrix, the gate first.
 """
 
 from typing import Literal, final

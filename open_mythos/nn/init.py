@@ -3,9 +3,10 @@
 A module fills its own special parameters (`reset_parameters`); an initialisation then sets the matrices
 and tables by what they do. "Out" marks the maps whose result is added to the stream.
 
-    Normal        N(0, std^2)                                             GPT-2; OpenMythos: std 0.02
-    ScaledNormal  N(0, 2 / (5 D)), out / sqrt(2 layers)                   Takase et al. 2023 (arXiv 2312.16903); Huginn
-    Orthogonal    orthogonal of entry std sqrt(2 / (5 D)), out zero       Parcae (arXiv 2604.12946)
+    Normal        N(0, std^2)                                        GPT-2; OpenMythos: std 0.02
+    ScaledNormal  N(0, 2 / (5 D)), out / sqrt(2 layers)              Takase et al. 2023 (arXiv 2312.16903),
+                                                                     as in Huginn
+    Orthogonal    orthogonal of entry std sqrt(2 / (5 D)), out zero  Parcae (arXiv 2604.12946)
 """
 
 import math

@@ -31,8 +31,8 @@ class LoRA(Config):
         if self.rank < 1 or self.steps < 1:
             raise ValueError(f"LoRA needs rank and steps of at least one, got {self.rank} and {self.steps}")
 
-    def build(self, wide: int, out: int, *, bias: bool = False, residual: bool = False) -> "RelaxedProjection":
-        return RelaxedProjection(wide, out, bias, residual, self)
+    def build(self, wide: int, out: int, *, bias: bool = False, residual: bool = False) -> "LoRAProjection":
+        return LoRAProjection(wide, out, bias, residual, self)
 
 
 class Projection(nn.Linear):
@@ -47,7 +47,7 @@ class Projection(nn.Linear):
 
 
 @final
-class RelaxedProjection(Projection):
+class LoRAProjection(Projection):
     def __init__(self, wide: int, out: int, bias: bool, residual: bool, config: LoRA) -> None:
         super().__init__(wide, out, bias, residual)
         self.down = nn.Parameter(torch.empty(config.steps, config.rank, wide))

@@ -5,8 +5,8 @@
 
 DeepSeekMoE, Dai et al. 2024 (arXiv 2401.06066): fine-grained experts and shared ones that are always on.
 Balance without a loss, Wang et al. 2024 (arXiv 2408.15664): the bias b only moves the choice, and after
-every optimizer step `rebalance` raises it for experts with less than their share, by `speed`. An
-optional sequence-level loss (DeepSeek-V3, arXiv 2412.19437, eqs. 17-20) is reported to the tally as "balance".
+every optimizer step `rebalance` raises it for experts with less than their share, by `speed`. An optional
+sequence-level loss (DeepSeek-V3, arXiv 2412.19437, eqs. 17-20) is reported to the tally as "balance".
 
 All experts are one stacked tensor; tokens are sorted by expert and go through `experts.py` in one call.
 `naive` computes every expert on every token and is the oracle.
@@ -36,9 +36,9 @@ class MoE(Config):
 
     def __post_init__(self) -> None:
         if self.experts < 1 or self.width < 1 or self.shared < 0:
-            raise ValueError(f"MoE needs experts and width of at least 1, got {self.experts} and {self.width}")
+            raise ValueError(f"MoE needs experts and width of at least 1, got {self.experts}, {self.width}")
         if not 1 <= self.chosen <= self.experts:
-            raise ValueError(f"each token can choose 1 to {self.experts} of {self.experts} experts, got {self.chosen}")
+            raise ValueError(f"each token can choose 1 to {self.experts} experts, got chosen={self.chosen}")
 
     def build(self, dim: int) -> "MixtureOfExperts":
         return MixtureOfExperts(self, dim)
@@ -124,7 +124,7 @@ class MixtureOfExperts(nn.Module):
 def sequence_balance(
     chosen: Int[Tensor, "M k"], scores: Float[Tensor, "M E"], shape: torch.Size
 ) -> Float[Tensor, ""]:
-    """E / k * sum_e f_e P_e, averaged over sequences; one when the load is even (arXiv 2412.19437, eq. 17)."""
+    """E / k * sum_e f_e P_e, mean over sequences; one when the load is even (arXiv 2412.19437, eq. 17)."""
     experts, k = scores.shape[-1], chosen.shape[-1]
     share = F.one_hot(chosen, experts).sum(1).view(*shape, experts).float().mean(-2)  # B E
     probability = scores.softmax(-1).view(*shape, experts).mean(-2)  # B E

@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 
+Vectors = Float[Tensor, "... D"]
+
 
 class RMSNorm(Config):
     eps: float = 1e-6
@@ -43,13 +45,14 @@ class RootMeanSquareNorm(nn.Module):
         if self.weight is not None:
             nn.init.ones_(self.weight)
 
-    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+    def forward(self, x: Vectors) -> Vectors:
         return rms_norm(x, self.weight, self.eps)
 
 
-def rms_norm(x: Float[Tensor, "... D"], weight: Float[Tensor, "D"] | None, eps: float) -> Float[Tensor, "... D"]:
+def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vectors:
     if x.is_cuda:
-        return F.rms_norm(x.float(), x.shape[-1:], None if weight is None else weight.float(), eps).to(x.dtype)
+        weight = None if weight is None else weight.float()
+        return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
     # On the CPU the library's kernel is not fused; one pass for the norm and one product is faster.
     square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square()
     scale = torch.rsqrt(square / x.shape[-1] + eps).to(x.dtype)
