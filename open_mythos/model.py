@@ -7,10 +7,11 @@ Training, generation, the batching engine and the probes call these four and not
 one path through the network and one place to read it. Without a loop it is the fixed-depth baseline.
 """
 
+from collections.abc import Mapping
 from typing import final
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from open_mythos.config import Config
 from open_mythos.loop.core import Loop, Watcher
@@ -23,7 +24,7 @@ from open_mythos.nn.context import Context
 from open_mythos.nn.init import Init, Normal, initialise
 from open_mythos.nn.linear import Projection
 from open_mythos.nn.norm import Norm, RMSNorm
-from open_mythos.nn.tally import Tally
+from open_mythos.nn.tally import Tally, Where
 from open_mythos.shapes import Features, Hidden, Logits, PerSequence, Steps, Tokens
 
 
@@ -154,6 +155,19 @@ class LoopedLM(nn.Module):
         """Logits for the token after each of `tokens`; options as for `features`."""
         plan = Plan(plan) if isinstance(plan, int) else plan
         return self.head(self.features(tokens, plan, **options))  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def rebalance(self, loads: Mapping[Where, Tensor]) -> None:
+        """Move the router biases by the load that each layer's experts had in the last update."""
+        for (stage, layer), load in loads.items():
+            blocks = self.prelude if stage == "prelude" else self.coda if stage == "coda" else self.loop.layers
+            blocks[layer].ffn.rebalance(load)
+
+    def spectral_radius(self) -> float | None:
+        """max |A| of the loop's diagonal linear part; none where it has no such part."""
+        parts = [] if self.loop is None else [self.loop.inject, self.loop.update]
+        decays = [float(part.decay().detach().max()) for part in parts if hasattr(part, "decay")]
+        return max(decays, default=None)
 
     def check(self, tokens: Tokens) -> None:
         """Raise `ValueError` unless `tokens` are some, and of this vocabulary. (Skipped where it would wait

@@ -1,0 +1,71 @@
+"""Everything that decides a training run, written down: the model, the text, and how one learns from the other.
+
+A run's folder holds its recipe as `config.json`; that file is valid input for another run.
+"""
+
+from open_mythos.config import Config
+from open_mythos.data.corpus import CorpusConfig
+from open_mythos.model import Model
+from open_mythos.train.keeper import Keep
+from open_mythos.train.lr import LearningRate, WarmupStableDecay
+from open_mythos.train.objective import Objective
+from open_mythos.train.optim import MuonAdamW, Optimiser
+from open_mythos.train.precision import Precision
+
+
+class Recipe(Config):
+    """`batch` sequences of `length` tokens make one update, `micro` of them at a time (all, if none is said).
+
+    A run ends after `steps` updates or `seconds` of training, whichever is first.
+    """
+
+    model: Model
+    data: CorpusConfig = CorpusConfig()
+    length: int = 256
+    batch: int = 32
+    micro: int | None = None
+    steps: int | None = None
+    seconds: float | None = None
+    objective: Objective = Objective()
+    optimiser: Optimiser = MuonAdamW()
+    lr: LearningRate = WarmupStableDecay()
+    clip: float = 1.0
+    precision: Precision = "auto"
+    remat: bool = False
+    documents: bool = False  # no attention across documents
+    seed: int = 0
+    eval_every: int = 100
+    eval_rows: int = 64
+    sample_every: int = 100
+    save_every: int = 100
+    keep: Keep = Keep()
+
+    def __post_init__(self) -> None:
+        if self.steps is None and self.seconds is None:
+            raise ValueError("a run needs an end: give steps, seconds, or both")
+        for name in ("length", "batch", "steps", "seconds", "eval_every", "eval_rows", "sample_every", "save_every"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"{name} must be above zero, got {value}")
+        if self.batch % self.rows:
+            raise ValueError(f"a batch of {self.batch} does not split into micro-batches of {self.rows}")
+        if self.length > self.model.context:
+            raise ValueError(f"rows of {self.length} tokens do not fit the model's context of {self.model.context}")
+
+    @property
+    def rows(self) -> int:
+        """Sequences per forward pass."""
+        return self.batch if self.micro is None else self.micro
+
+    def progress(self, step: int, seconds: float) -> float:
+        """How much of the run is done, 0 to 1."""
+        shares = [step / self.steps] if self.steps is not None else []
+        shares += [seconds / self.seconds] if self.seconds is not None else []
+        return min(1.0, max(shares))
+
+    def rate(self, step: int, progress: float) -> float:
+        """The factor on every learning rate. The run's length in steps is judged by its pace so far."""
+        total = self.steps
+        if total is None or (progress > 0 and step / progress < total):
+            total = max(step + 1, round(step / progress)) if progress > 0 else 1_000_000
+        return self.lr.at(step, total)
