@@ -1,9 +1,10 @@
 """What a person sees while training: a bar with the time left, and the vital signs of a looped model.
 
     training ━━━━━━━━━━━━━━━━━━━━━━━━━━╺━━━━━━━━━  62%  step 310  3:41 left
-    loss 2.310 · 1.41 bits/byte · 15.2k tokens/s · 4.2 loops · balance 1.18 · rho 0.93 · grad 0.71
+    loss 2.310 · 1.410 bits/byte · 15.2k tokens/s
+    4.2 loops · balance 1.18 · rho 0.930 · grad 0.71
 
-On a terminal the two lines stay in place; elsewhere (a log file, a pipe) a plain line is printed
+On a terminal the lines stay in place; elsewhere (a log file, a pipe) a plain line is printed
 every few seconds. The names of the metrics are those of train/metrics.py; those absent are left out.
 """
 
@@ -21,6 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 
+REDRAW = 0.1  # seconds between two looks; short steps should not pay for more
+
+
 class Vital(NamedTuple):
     """How one metric is shown; `alarm` says when it is shown in red."""
 
@@ -29,11 +33,13 @@ class Vital(NamedTuple):
     alarm: Callable[[float], bool] = lambda value: not math.isfinite(value)
 
 
-VITALS = (
+OUTCOME = (
     Vital("loss", lambda x: f"loss {x:.3f}"),
     Vital("bits_per_byte", lambda x: f"{x:.3f} bits/byte"),
     Vital("eval_bits_per_byte", lambda x: f"held out {x:.3f}"),
     Vital("tokens_per_second", lambda x: f"{short_number(x)} tokens/s"),
+)
+HEALTH = (
     Vital("loops", lambda x: f"{x:.1f} loops"),
     Vital("expert_balance", lambda x: f"balance {x:.2f}", lambda x: not x < 4),
     Vital("rho", lambda x: f"rho {x:.3f}", lambda x: not x < 1),
@@ -68,6 +74,7 @@ class Progress:
         self._began = clock()
         self._first: tuple[float, float] | None = None  # clock and share done at the first update
         self._metrics: dict[str, float] = {}
+        self._drawn = -math.inf
         self._printed = (-math.inf, -1.0)  # clock and step of the last plain line
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
 
@@ -94,7 +101,9 @@ class Progress:
         self._metrics.update({name: float(value) for name, value in metrics.items() if _is_number(value)})
         self._first = self._first or (now, self.share_done)
         if self._live:
-            self._live.update(self._view(), refresh=True)
+            if now - self._drawn >= REDRAW:
+                self._drawn = now
+                self._live.update(self._view(), refresh=True)
         elif now - self._printed[0] >= self._every:
             self._print_line()
 
@@ -137,7 +146,7 @@ class Progress:
             f"step {self._step()}",
             f"{clock_time(self.seconds_left)} left" if self.share_done < 1 else self._spent(),
         )
-        return Group(head, self._vitals())
+        return Group(head, self._vitals(OUTCOME), self._vitals(HEALTH))
 
     def _step(self) -> str:
         goal = f"/{self._goals['step']:.0f}" if "step" in self._goals else ""
@@ -146,10 +155,10 @@ class Progress:
     def _spent(self) -> str:
         return f"took {clock_time(self._metrics.get('time', 0.0))}"
 
-    def _vitals(self) -> Text:
+    def _vitals(self, vitals: tuple[Vital, ...]) -> Text:
         shown = [
             (vital.show(self._metrics[vital.name]), vital.alarm(self._metrics[vital.name]))
-            for vital in VITALS
+            for vital in vitals
             if vital.name in self._metrics
         ]
         parts = [Text(words, style="bold red" if alarm else "") for words, alarm in shown]
@@ -159,7 +168,9 @@ class Progress:
     def _print_line(self) -> None:
         self._printed = (self._clock(), self._metrics.get("step", -1.0))
         left = f"{clock_time(self.seconds_left)} left" if self.share_done < 1 else self._spent()
-        self._print(f"{self.share_done:4.0%} step {self._step()}, {left}: {self._vitals().plain}")
+        self._print(
+            f"{self.share_done:4.0%} step {self._step()}, {left}: {self._vitals(OUTCOME + HEALTH).plain}"
+        )
 
     def _print(self, line: str) -> None:
         self._console.print(Text(line), soft_wrap=True)
