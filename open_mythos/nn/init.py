@@ -7,6 +7,7 @@ and tables by what they do. "Out" marks the maps whose result is added to the st
     ScaledNormal  N(0, 2 / (5 D)), out / sqrt(2 layers)              Takase et al. 2023 (arXiv 2312.16903),
                                                                      as in Huginn
     Orthogonal    orthogonal of entry std sqrt(2 / (5 D)), out zero  Parcae (arXiv 2604.12946)
+    AsMade        what PyTorch's own modules begin with              Chen 2026 (arXiv 2603.21676)
 """
 
 import math
@@ -47,9 +48,14 @@ class Orthogonal(Config):
             nn.init.orthogonal_(matrix, gain=gain)
 
 
+class AsMade(Config):
+    def fill(self, weight: Tensor, dim: int, out: bool) -> None:
+        """The modules have filled themselves."""
+
+
 def initialise(model: nn.Module, init: "Init", dim: int) -> None:
     """Fill every parameter of `model` anew. Works on a model made on the meta device and given storage."""
-    for module in model.modules():
+    for module in reversed(list(model.modules())):  # parts before the whole, which knows better
         reset = getattr(module, "reset_parameters", None)
         if reset is not None and module is not model:
             reset()
@@ -77,4 +83,4 @@ def _of(module: nn.Module) -> list[tuple[Tensor, bool]]:
     return []
 
 
-Init = Normal | ScaledNormal | Orthogonal
+Init = Normal | ScaledNormal | Orthogonal | AsMade
