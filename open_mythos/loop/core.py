@@ -15,7 +15,7 @@ in a smaller batch. Without gradient a token that is done also leaves, as soon a
 later token of its row is still running, and the cache does not keep every depth exact.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import final
 
 import torch
@@ -32,6 +32,8 @@ from open_mythos.loop.schedule import Fixed, Plan, Schedule
 from open_mythos.loop.start import Embedded, Start
 from open_mythos.loop.state import State
 from open_mythos.loop.update import Replace, Update
+from open_mythos.nn.attention import GQA
+from open_mythos.nn.attention import MLA
 from open_mythos.nn.block import Block
 from open_mythos.nn.cache import Span
 from open_mythos.nn.context import Context
@@ -72,6 +74,8 @@ class LoopCore(nn.Module):
         self.update = config.update.build(dim)
         self.halt = config.halt.build(dim)
         self.remat = False  # recompute each step in the backward pass instead of keeping its activations
+        # Whether tokens look back only, so that nobody needs those behind the last one running.
+        self.causal = all(isinstance(b.mixer, MLA) or b.mixer.attention == "causal" for b in config.layers)
 
     def begin(self, e: Hidden, rng: Generator | None = None) -> State:
         return State.begin(e, self.start(e, rng))
@@ -83,7 +87,8 @@ class LoopCore(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, ctx.at("loop", i))
         h = self.update(state.h, state.e, self.adapt(x, step))
-        return self.halt(state, marked, h, last, ctx)
+        after: State = self.halt(state, marked, h, last, ctx)
+        return after._replace(taken=state.taken + (state.left > 0))
 
     def forward(
         self,
@@ -93,8 +98,16 @@ class LoopCore(nn.Module):
         watch: Watcher | None = None,
         judge: Judge | None = None,
     ) -> State:
-        """As many turns as `plan` says. `watch` sees each state; `judge` may end tokens earlier."""
+        """As many turns as `plan` says. `judge` may end tokens earlier.
+
+        `watch(n, state)` sees the state after step n, counted from zero, of the rows still in the loop. A token
+        that is done stays as long as somebody watches.
+        """
+        if ctx.start is None:  # padding has nothing to think about
+            state = state._replace(left=state.left * (ctx.positions >= 0))
         frozen, live = plan.split(len(state.h))
+        if not torch.is_grad_enabled():
+            frozen, live = (0,) * len(live), tuple(f + n for f, n in zip(frozen, live, strict=True))
         if any(frozen):
             with torch.no_grad():
                 state = _Run(self, frozen, (0,) * len(frozen), live).go(state, ctx, watch, judge)
@@ -114,7 +127,7 @@ class _Run:
 
     def go(self, state: State, ctx: Context, watch: Watcher | None, judge: Judge | None) -> State:
         batch = _Batch(self.loop, list(range(len(self.turns))), state, ctx)
-        may_leave = self._may_leave(ctx, judge)
+        may_leave = watch is None and self._may_leave(ctx, judge)
         turn = 0
         while True:
             batch.keep([row for row in batch.rows if self.turns[row] > turn], self._taken(batch, turn))
@@ -124,11 +137,11 @@ class _Run:
             turn += 1
             taken = self._taken(batch, turn)
             if judge is not None:
-                batch.state = _judge(judge, before, batch.state, batch.ctx, max(taken))
+                batch.state = self._judge(judge, before, batch, taken)
             if watch is not None:
                 watch(max(taken) - 1, batch.state)
             if may_leave:
-                batch.dismiss(taken)
+                batch.dismiss(taken, causal=self.loop.causal)
 
     def _taken(self, batch: "_Batch", turn: int) -> list[int]:
         return [self.offset[row] + turn for row in batch.rows]
@@ -137,7 +150,7 @@ class _Run:
         device = batch.state.h.device
         host = self._taken(batch, turn)
         ends = [self.turns[row] == turn + 1 and not self.after[row] for row in batch.rows]
-        step, last = torch.tensor(host, device=device), torch.tensor(ends, device=device)
+        step, last = _on(device, host), _on(device, ends)
         ctx = batch.ctx.turn(step, host)
         if self.loop.remat and torch.is_grad_enabled():
             return State(*checkpoint(self.loop.step, batch.state, ctx, step, last, use_reentrant=False))
@@ -147,12 +160,31 @@ class _Run:
         adaptive = judge is not None or not isinstance(self.loop.config.halt, Last)
         return adaptive and not torch.is_grad_enabled() and (ctx.cache is None or not ctx.cache.exact)
 
+    def _judge(self, judge: Judge, before: State, batch: "_Batch", taken: list[int]) -> State:
+        """Tokens that were done keep their answer; the rule is asked about the others."""
+        rule, read = judge
+        finish: Callable[[State], State] = self.loop.halt.finish
+        done, after = before.left == 0, batch.state
+        state = after._replace(answer=torch.where(done[..., None], before.answer, after.answer))
+        due = [n >= rule.least and n % rule.every == 0 for n in taken]
+        if not any(due):
+            return state
+        enough = rule.enough(before, state, lambda s: read(finish(s), batch.ctx))
+        ends = enough & ~done if all(due) else enough & ~done & _on(done.device, due)[:, None]
+        ended = finish(state)
+        return state._replace(
+            answer=torch.where(ends[..., None], ended.answer, state.answer),
+            left=torch.where(ends, 0, state.left),
+        )
+
 
 class _Batch:
     """Who is still in the loop. `out` collects the states of those who left, at the places they had."""
 
     def __init__(self, loop: LoopCore, rows: list[int], state: State, ctx: Context) -> None:
         self.loop, self.rows, self.state, self.ctx, self.out = loop, rows, state, ctx, state
+        # Where tokens look ahead too, somebody needs a token for as long as anyone in its row runs.
+        self.looks_ahead = any(_looks_ahead(layer) for layer in loop.config.layers)
 
     def keep(self, rows: list[int], taken: list[int]) -> None:
         """Go on with `rows`; the others leave, after the steps in `taken`."""
@@ -167,14 +199,14 @@ class _Batch:
             self.state, self.ctx = self.state.take(pick), self.ctx.take(pick)
         self.rows = rows
 
-    def dismiss(self, taken: list[int]) -> None:
-        """Let go of tokens that are done and that no running token of their row comes after."""
+    def dismiss(self, taken: list[int], causal: bool) -> None:
+        """Let go of tokens that are done and that no running token of their row looks at."""
         running = self.state.left > 0  # B T
         alive = running.any(1).tolist()
         columns = running.any(0).nonzero()
-        needed = int(columns[-1]) + 1 if len(columns) else 0
+        needed = 0 if not len(columns) else int(columns[-1]) + 1 if causal else running.shape[1]
         everyone = list(range(len(self.rows)))
-        if 0 < needed < running.shape[1]:
+        if 0 < needed < running.shape[1] and not self.looks_ahead:
             self._put(everyone, needed)
             self._settle(everyone, needed, taken)
             whole = torch.tensor(everyone, device=running.device)
@@ -204,6 +236,9 @@ class _Batch:
         if self.ctx.cache is None:
             return
         span = self.ctx.span
+        if first == 0 and len(here) == len(self.rows) and len({taken[i] for i in here}) == 1:
+            self.ctx.cache.settle(len(self.loop.layers), taken[here[0]], span)
+            return
         owners = span.rows if span.rows is not None else torch.arange(len(span.positions))
         for depth in sorted({taken[i] for i in here}):
             pick = torch.tensor([i for i in here if taken[i] == depth])
@@ -211,12 +246,13 @@ class _Batch:
             self.ctx.cache.settle(len(self.loop.layers), depth, part)
 
 
-def _judge(judge: Judge, before: State, state: State, ctx: Context, taken: int) -> State:
-    """Tokens that were done keep their answer; ask the rule about the others."""
-    rule, read = judge
-    frozen = before.left == 0
-    state = state._replace(answer=torch.where(frozen[..., None], before.answer, state.answer))
-    left = torch.where(frozen, before.left, state.left)
-    if taken >= rule.least and taken % rule.every == 0:
-        left = torch.where(rule.enough(before, state, taken, lambda s: read(s, ctx)), 0, left)
-    return state._replace(left=left)
+def _on(device: torch.device, values: Sequence[int]) -> Tensor:
+    """Numbers of the host on the device; equal ones without a copy that would wait for it."""
+    if len(set(values)) == 1:
+        dtype = torch.bool if isinstance(values[0], bool) else torch.long
+        return torch.full((len(values),), values[0], dtype=dtype, device=device)
+    return torch.tensor(values, device=device)
+
+
+def _looks_ahead(layer: Block) -> bool:
+    return isinstance(layer.mixer, GQA) and layer.mixer.attention == "full"

@@ -31,8 +31,8 @@ class Steps(Config):
     least: int = 1
     every: int = 1
 
-    def enough(self, before: State, after: State, taken: int, readout: Readout) -> Enough:
-        return torch.full_like(after.left, taken >= self.steps, dtype=torch.bool)
+    def enough(self, before: State, after: State, readout: Readout) -> Enough:
+        return after.taken >= self.steps
 
 
 class StateChange(Config):
@@ -40,7 +40,7 @@ class StateChange(Config):
     least: int = 2
     every: int = 1
 
-    def enough(self, before: State, after: State, taken: int, readout: Readout) -> Enough:
+    def enough(self, before: State, after: State, readout: Readout) -> Enough:
         moved = torch.linalg.vector_norm(after.h - before.h, dim=-1, dtype=torch.float32)
         return moved < self.threshold * torch.linalg.vector_norm(after.h, dim=-1, dtype=torch.float32)
 
@@ -51,7 +51,7 @@ class ReadoutChange(Config):
     least: int = 2
     every: int = 1
 
-    def enough(self, before: State, after: State, taken: int, readout: Readout) -> Enough:
+    def enough(self, before: State, after: State, readout: Readout) -> Enough:
         old, new = readout(before).float().log_softmax(-1), readout(after).float().log_softmax(-1)
         settled = (old.exp() * (old - new)).sum(-1) < self.threshold
         return settled if self.entropy is None else settled & (-(new.exp() * new).sum(-1) < self.entropy)
@@ -62,7 +62,7 @@ class Confidence(Config):
     least: int = 1
     every: int = 1
 
-    def enough(self, before: State, after: State, taken: int, readout: Readout) -> Enough:
+    def enough(self, before: State, after: State, readout: Readout) -> Enough:
         new = readout(after).float().log_softmax(-1)
         return -(new.exp() * new).sum(-1) < self.entropy
 

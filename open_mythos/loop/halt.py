@@ -7,13 +7,18 @@ A halting rule folds the states h_1, h_2, ... into one answer, spending a unit o
     Last         the latest state is the answer
     ACT          a learned share each step; once the sum would reach the threshold, or at the last step,
                  all that is left             Graves 2016 (arXiv 1603.08983), eqs. 5-8
+    UniversalACT the same as tensor2tensor has it, Dehghani et al. 2018 (arXiv 1807.03819): the share is
+                 read off the state before the layers, nothing is forced at the last step, and
+                 "basic" mixes  answer <- w h + (1 - w) answer  where "accumulated" adds up
+    ExitGate     leave with probability g_n = sigmoid(w h_n + b); the answer is the first state at which
+                 1 - prod (1 - g_m) reaches the threshold       Ouro, Zhu et al. 2025 (arXiv 2510.25741)
 
 ACT reports the ponder cost N + R (eq. 13) to the tally as "ponder"; only R has a gradient. `as_released`
 repeats what the package open-mythos 0.5.0 did: no remainder at the last step.
 Law (tests/laws/test_halt.py): the mass is one, and a state that never changes is its own answer.
 """
 
-from typing import final
+from typing import Literal, final
 
 import torch
 from torch import nn
@@ -41,10 +46,37 @@ class ACT(Config):
         return AdaptiveHalting(self, dim)
 
 
+class UniversalACT(Config):
+    mix: Literal["basic", "accumulated"] = "basic"
+    epsilon: float = 0.01
+    bias: float = 1.0  # of the halting unit, at initialisation
+    freeze: bool = False  # halted states stay (the paper's text) or go on being changed (the code)
+
+    def build(self, dim: int) -> "UniversalHalting":
+        return UniversalHalting(self, dim)
+
+
+class ExitGate(Config):
+    """A threshold of one never exits early. Law: tests/unit/presets/test_ouro.py."""
+
+    threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold <= 1:
+            raise ValueError(f"the exit threshold lies in (0, 1], got {self.threshold}")
+
+    def build(self, dim: int) -> "GatedExit":
+        return GatedExit(self, dim)
+
+
 @final
 class LastHalting(nn.Module):
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         return state._replace(h=h, answer=h, left=state.left * ~last[:, None])
+
+    def finish(self, state: State) -> State:
+        """What every token would answer if this had been its last step."""
+        return state._replace(answer=state.h, left=torch.zeros_like(state.left))
 
 
 @final
@@ -71,5 +103,58 @@ class AdaptiveHalting(nn.Module):
         answer = so_far + weight[..., None].to(h.dtype) * h
         return state._replace(h=h, answer=answer, left=torch.where(ends, 0, state.left - weight))
 
+    def finish(self, state: State) -> State:
+        """What every token would answer if this had been its last step."""
+        rest = torch.zeros_like(state.left) if self.config.as_released else state.left
+        answer = state.answer + rest[..., None].to(state.h.dtype) * state.h
+        return state._replace(answer=answer, left=torch.zeros_like(state.left))
 
-Halting = Last | ACT
+
+@final
+class UniversalHalting(nn.Module):
+    def __init__(self, config: UniversalACT, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.score = nn.Linear(dim, 1)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.score.bias, self.config.bias)
+
+    def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
+        left, running = state.left, state.left > 0
+        share = self.score(marked).squeeze(-1).float().sigmoid()
+        ends = running & (1 - left + share > 1 - self.config.epsilon)
+        weight = torch.where(ends, left, share * running)
+        if ctx.tally is not None:
+            ctx.tally.cost("ponder", (running + ends * left).mean())
+        w = weight[..., None].to(h.dtype)
+        so_far = torch.where((left == 1)[..., None], 0, state.answer)
+        answer = so_far * (1 - w) + w * h if self.config.mix == "basic" else so_far + w * h
+        moved = torch.where(running[..., None], h, state.h) if self.config.freeze else h
+        return state._replace(h=moved, answer=answer, left=torch.where(ends, 0, left - weight))
+
+
+@final
+class GatedExit(nn.Module):
+    def __init__(self, config: ExitGate, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.score = nn.Linear(dim, 1)
+
+    def logits(self, h: Hidden) -> PerToken:
+        """Of leaving after the step that made `h`; for the losses of train/readout.py."""
+        return self.score(h).squeeze(-1).float()
+
+    def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
+        done = state.left == 0
+        # A gate that is quite sure must not, by rounding, spend the mass of a token that stays.
+        stays = (state.left * self.logits(h).neg().sigmoid()).clamp_min(torch.finfo(torch.float32).tiny)
+        ends = last[:, None]
+        if self.config.threshold < 1:
+            ends = ends | (1 - stays >= self.config.threshold)
+        answer = torch.where(done[..., None], state.answer, h)
+        return state._replace(h=h, answer=answer, left=torch.where(done | ends, 0, stays))
+
+
+Halting = Last | ACT | UniversalACT | ExitGate

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from open_mythos.shapes import Hidden, PerToken
@@ -16,10 +17,12 @@ class State(NamedTuple):
     h: Hidden  # the state of the loop
     answer: Hidden  # what it would hand to the coda now
     left: PerToken
+    taken: Int[Tensor, "B T"]  # steps until the token was done, or so far
 
     @classmethod
     def begin(cls, e: Hidden, h: Hidden) -> "State":
-        return cls(e, h, h, torch.ones(h.shape[:-1], dtype=torch.float32, device=h.device))
+        left = torch.ones(h.shape[:-1], dtype=torch.float32, device=h.device)
+        return cls(e, h, h, left, torch.zeros_like(left, dtype=torch.int32))
 
     def take(self, rows: Tensor, length: int | None = None) -> "State":
         """Only these rows of the batch, and only their first `length` tokens."""

@@ -55,7 +55,8 @@ class GQA(Config):
     head_dim: int | None = None
     rope: Rope | None = Rope()
     attention: Literal["causal", "full"] = "causal"
-    bias: bool = False
+    bias: bool = False  # on queries, keys and values
+    out_bias: bool = False
     qk_bias: bool = False
     head_norm: HeadNorm | None = None
     values: ValueEmbedding | None = None
@@ -109,7 +110,7 @@ class GroupedAttention(nn.Module):
         self.q = build(dim, config.heads * self.width, bias=config.bias)
         self.k = build(dim, self.kv_heads * self.width, bias=config.bias)
         self.v = build(dim, self.kv_heads * self.width, bias=config.bias)
-        self.out = build(config.heads * self.width, dim, residual=True)
+        self.out = build(config.heads * self.width, dim, bias=config.out_bias, residual=True)
         self.q_bias = nn.Parameter(torch.empty(config.heads, self.width)) if config.qk_bias else None
         self.k_bias = nn.Parameter(torch.empty(self.kv_heads, self.width)) if config.qk_bias else None
         self.q_norm = RootMeanSquareNorm(self.width, norm.eps) if norm and norm.weight else None

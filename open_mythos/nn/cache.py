@@ -120,6 +120,8 @@ class KVCache:
     def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
         if span.end > self.capacity:
             raise ValueError(f"the cache holds {self.capacity} tokens per row, but {span.end} were asked for")
+        if span.rows is None and len(new) != self.rows:
+            raise ValueError(f"the cache is for {self.rows} rows, the batch has {len(new)}")
         if isinstance(place.step, int):
             held = self._buffer(place, place.step, new)
             _write(held, new, span)
@@ -138,8 +140,13 @@ class KVCache:
             return
         source = self.policy.slot(taken - 1)
         for (stage, layer, slot, part), held in self._held.items():
-            if stage == "loop" and layer < layers and slot > source and not isinstance(self.policy, Ring):
+            if stage == "loop" and layer < layers and slot >= taken:
                 _write(held, _read_at(self._held[stage, layer, source, part], span), span)
+
+    def keep(self, rows: Tensor) -> None:
+        """Only these rows from now on, in this order."""
+        self._held = {key: held[rows] for key, held in self._held.items()}
+        self.rows = len(rows)
 
     def _buffer(self, place: Place, step: int, like: Tensor) -> Tensor:
         slot = self.policy.slot(step) if place.stage == "loop" else 0

@@ -19,7 +19,7 @@ from open_mythos.nn.linear import Linear, Plain
 from open_mythos.nn.moe import MoE
 from open_mythos.shapes import Hidden
 
-Activation = Literal["relu", "gelu", "silu", "half_relu2"]
+Activation = Literal["relu", "gelu", "gelu_tanh", "silu", "half_relu2"]
 
 
 class SwiGLU(Config):
@@ -31,7 +31,7 @@ class SwiGLU(Config):
 
 
 class MLP(Config):
-    """`half_relu2` is relu(x)^2 / 2, which Parcae calls ReLU2."""
+    """`half_relu2` is relu(x)^2 / 2, which Parcae calls ReLU2; `gelu_tanh` the approximation of GPT-2."""
 
     width: int
     activation: Activation = "gelu"
@@ -80,6 +80,8 @@ def _activate(x: Tensor, activation: Activation) -> Tensor:
             return torch.relu(x)
         case "gelu":
             return F.gelu(x)
+        case "gelu_tanh":
+            return F.gelu(x, approximate="tanh")
         case "silu":
             return F.silu(x)
         case "half_relu2":

@@ -7,8 +7,15 @@ Each pair of channels (a, b) of a head turns by an angle proportional to the tok
 Pairs are `adjacent` channels (x_2i, x_2i+1: OpenMythos, Parcae, Huginn) or the two `halves` of the
 head (x_i, x_i+K/2: Llama, Ouro). Angles are made for the positions at hand, in float64, once per
 call: no table, so a context of a million tokens costs nothing.
+
+`Llama3` slows the slow channels down, so that a model trained on `original` tokens reads `factor` times as many:
+
+    wavelength < original / high    unchanged
+    wavelength > original / low     angle / factor
+    between                         a blend of the two, linear in original / wavelength
 """
 
+import math
 from typing import Literal
 
 import torch
@@ -19,9 +26,39 @@ from open_mythos.config import Config
 from open_mythos.nn.context import Context
 
 
+class Llama3(Config):
+    """Llama 3.1, Grattafiori et al. 2024 (arXiv 2407.21783), with the constants of its release."""
+
+    factor: float = 8.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.low < self.high:
+            raise ValueError(
+                f"Llama3 needs factor >= 1 and 0 < low < high, got {self.factor}, {self.low} and {self.high}"
+            )
+
+    def stretch(self, rates: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
+        turns = self.original * rates / (2 * math.pi)  # original / wavelength
+        keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
+        return rates * (keep + (1 - keep) / self.factor)
+
+
+class Interpolated(Config):
+    """Every angle divided by one factor, Chen et al. 2023 (arXiv 2306.15595)."""
+
+    factor: float
+
+    def stretch(self, rates: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
+        return rates / self.factor
+
+
 class Rope(Config):
     base: float = 10_000.0
     pairs: Literal["adjacent", "halves"] = "adjacent"
+    scaling: Llama3 | Interpolated | None = None
 
     def __post_init__(self) -> None:
         if self.base <= 0:
@@ -29,13 +66,16 @@ class Rope(Config):
 
     def __call__(self, x: Float[Tensor, "B H T K"], ctx: Context) -> Float[Tensor, "B H T K"]:
         """Turn `x`, laid out (B H T K), by the positions of `ctx`."""
-        cos, sin = ctx.once(("rope", self.base, x.shape[-1]), lambda: self._turns(x.shape[-1], ctx)).unbind(0)
+        cos, sin = ctx.once(("rope", self.base, self.scaling, x.shape[-1]), lambda: self._turns(x.shape[-1], ctx)).unbind(0)
         return rotate(x, cos, sin, self.pairs)
 
     def _turns(self, width: int, ctx: Context) -> Float[Tensor, "2 B 1 T half"]:
         positions = ctx.positions if ctx.start is None else ctx.positions[:1]
         exponent = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
-        angle = positions[:, None, :, None] * self.base**-exponent
+        rates = self.base**-exponent
+        if self.scaling is not None:
+            rates = self.scaling.stretch(rates)
+        angle = positions[:, None, :, None] * rates
         return torch.stack([angle.cos(), angle.sin()]).float()
 
 
