@@ -147,7 +147,7 @@ class LoopedLM(nn.Module):
             raise ValueError(f"{ctx.end} tokens do not fit the model's context of {self.config.context}")
         state = self.encode(tokens, ctx, rng, start)
         if self.loop is not None:
-            judge = None if exit is None else (exit, self._read)
+            judge = None if exit is None else (exit, self.read)
             state = self.loop(state, ctx, plan or Plan(self.steps), watch, judge)
         return self.decode(state, ctx)
 
@@ -180,5 +180,6 @@ class LoopedLM(nn.Module):
                 bad = low if low < 0 else high
                 raise ValueError(f"token {bad} is outside the vocabulary of 0 to {self.config.vocab - 1}")
 
-    def _read(self, state: State, ctx: Context) -> Logits:
+    def read(self, state: State, ctx: Context) -> Logits:
+        """The last two verbs: what the answers of `state` say comes next."""
         return self.head(self.decode(state, ctx))

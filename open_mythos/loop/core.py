@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from open_mythos.config import Config
 from open_mythos.loop.adapt import Adaptation, Unadapted
 from open_mythos.loop.exit import Exit
-from open_mythos.loop.halt import Halting, Last
+from open_mythos.loop.halt import Halting, Last, finish
 from open_mythos.loop.inject import Injection, Nothing
 from open_mythos.loop.mark import Mark, Unmarked
 from open_mythos.loop.schedule import Fixed, Plan, Schedule
@@ -163,15 +163,14 @@ class _Run:
     def _judge(self, judge: Judge, before: State, batch: "_Batch", taken: list[int]) -> State:
         """Tokens that were done keep their answer; the rule is asked about the others."""
         rule, read = judge
-        finish: Callable[[State], State] = self.loop.halt.finish
         done, after = before.left == 0, batch.state
         state = after._replace(answer=torch.where(done[..., None], before.answer, after.answer))
         due = [n >= rule.least and n % rule.every == 0 for n in taken]
         if not any(due):
             return state
-        enough = rule.enough(before, state, lambda s: read(finish(s), batch.ctx))
+        enough = rule.enough(before, state, lambda s: read(finish(self.loop.halt, s), batch.ctx))
         ends = enough & ~done if all(due) else enough & ~done & _on(done.device, due)[:, None]
-        ended = finish(state)
+        ended = finish(self.loop.halt, state)
         return state._replace(
             answer=torch.where(ends[..., None], ended.answer, state.answer),
             left=torch.where(ends, 0, state.left),

@@ -74,10 +74,6 @@ class LastHalting(nn.Module):
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         return state._replace(h=h, answer=h, left=state.left * ~last[:, None])
 
-    def finish(self, state: State) -> State:
-        """What every token would answer if this had been its last step."""
-        return state._replace(answer=state.h, left=torch.zeros_like(state.left))
-
 
 @final
 class AdaptiveHalting(nn.Module):
@@ -102,12 +98,6 @@ class AdaptiveHalting(nn.Module):
         so_far = torch.where((state.left == 1)[..., None], 0, state.answer)
         answer = so_far + weight[..., None].to(h.dtype) * h
         return state._replace(h=h, answer=answer, left=torch.where(ends, 0, state.left - weight))
-
-    def finish(self, state: State) -> State:
-        """What every token would answer if this had been its last step."""
-        rest = torch.zeros_like(state.left) if self.config.as_released else state.left
-        answer = state.answer + rest[..., None].to(state.h.dtype) * state.h
-        return state._replace(answer=answer, left=torch.zeros_like(state.left))
 
 
 @final
@@ -155,6 +145,15 @@ class GatedExit(nn.Module):
             ends = ends | (1 - stays >= self.config.threshold)
         answer = torch.where(done[..., None], state.answer, h)
         return state._replace(h=h, answer=answer, left=torch.where(done | ends, 0, stays))
+
+
+def finish(rule: nn.Module, state: State) -> State:
+    """What every token would answer if this had been its last step; only ACT has something to add."""
+    answer = state.answer
+    if isinstance(rule, AdaptiveHalting) and not rule.config.as_released:
+        so_far = torch.where((state.left == 1)[..., None], 0, answer)
+        answer = so_far + state.left[..., None].to(state.h.dtype) * state.h
+    return state._replace(answer=answer, left=torch.zeros_like(state.left))
 
 
 Halting = Last | ACT | UniversalACT | ExitGate
