@@ -21,7 +21,6 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-
 REDRAW = 0.1  # seconds between two looks; short steps should not pay for more
 
 
