@@ -97,9 +97,8 @@ def _guarded(verb: str, argv: list[str]) -> int:
     except Stop as stop:
         _say(stop.message)
         return stop.status
-    except (
-        BrokenPipeError
-    ):  # the reader left, as in `mythos show | head`: nothing more to say, not even at exit
+    except BrokenPipeError:
+        # The reader left, as in `mythos show | head`; the interpreter must not complain of it at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, ModuleNotFoundError, ValueError, OSError) as error:
