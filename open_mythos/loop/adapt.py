@@ -10,6 +10,7 @@ layers' own weights, as in Bae et al. 2024, are `nn.linear.LoRA`.)
 
 from typing import final
 
+import torch
 from torch import nn
 
 from open_mythos.config import Config
@@ -54,15 +55,16 @@ class LowRankAdaptation(nn.Module):
         super().__init__()
         self.config = config
         self.down = nn.Linear(dim, config.rank, bias=False)
-        self.scale = nn.Embedding(config.steps, config.rank)
+        # Not an embedding: the model's initialisation would shrink it, and with it the whole path.
+        self.scale = nn.Parameter(torch.empty(config.steps, config.rank))
         self.up = nn.Linear(config.rank, dim, bias=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.scale.weight, std=self.config.scale)
+        nn.init.normal_(self.scale, std=self.config.scale)
 
     def delta(self, y: Hidden, step: Steps) -> Hidden:
-        scale = self.scale(step.clamp_max(self.scale.num_embeddings - 1))
+        scale = self.scale[step.clamp_max(len(self.scale) - 1)]
         return self.up(self.down(y) * scale[:, None].to(y.dtype))
 
     def forward(self, y: Hidden, step: Steps) -> Hidden:

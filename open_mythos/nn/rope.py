@@ -66,7 +66,9 @@ class Rope(Config):
 
     def __call__(self, x: Float[Tensor, "B H T K"], ctx: Context) -> Float[Tensor, "B H T K"]:
         """Turn `x`, laid out (B H T K), by the positions of `ctx`."""
-        cos, sin = ctx.once(("rope", self.base, self.scaling, x.shape[-1]), lambda: self._turns(x.shape[-1], ctx)).unbind(0)
+        cos, sin = ctx.once(
+            ("rope", self.base, self.scaling, x.shape[-1]), lambda: self._turns(x.shape[-1], ctx)
+        ).unbind(0)
         return rotate(x, cos, sin, self.pairs)
 
     def _turns(self, width: int, ctx: Context) -> Float[Tensor, "2 B 1 T half"]:
