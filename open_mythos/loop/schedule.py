@@ -60,6 +60,14 @@ def _each(value: int | tuple[int, ...], batch: int) -> tuple[int, ...]:
     return tuple(value)
 
 
+def seeded(step: int, rank: int = 0) -> Generator:
+    """The generator from which Parcae's code draws the depths of one micro-batch, numbered from zero.
+
+    Ranks draw apart; hand in rank 0 everywhere to let them draw alike (its `lockstep`, and Huginn's way).
+    """
+    return Generator().manual_seed((514229 + step) * (rank + 1) % (2**31 - 1))
+
+
 class Fixed(Config):
     steps: int
     grad: int | None = None
@@ -99,6 +107,7 @@ class Poisson(Config):
     mean: float
     grad: int | None = None
     per: Per = "sequence"
+    least: int = 1
     most: int | None = None
 
     def __post_init__(self) -> None:
@@ -110,7 +119,7 @@ class Poisson(Config):
 
     def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
         rate = torch.full((1 if self.per == "batch" else batch,), float(self.mean))
-        steps = torch.poisson(rate, generator=rng).long().clamp(1, self.most)
+        steps = torch.poisson(rate, generator=rng).long().clamp(self.least, self.most)
         return _plan(steps, self.grad, self.per)
 
 
@@ -120,6 +129,7 @@ class LogNormalPoisson(Config):
     grad: int | None = None
     per: Per = "batch"
     most: int | None = None
+    discard: int = 0  # uniform numbers drawn first and thrown away: Huginn's code draws one
 
     def __post_init__(self) -> None:
         _check(self.mean, self.grad)
@@ -129,8 +139,10 @@ class LogNormalPoisson(Config):
         return max(1, round(self.mean))
 
     def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
-        centre = torch.full((1 if self.per == "batch" else batch,), math.log(self.mean) - self.sigma**2 / 2)
-        rate = torch.normal(centre, self.sigma, generator=rng).exp()
+        for _ in range(self.discard):
+            torch.rand(1, generator=rng)
+        rate = torch.empty(1 if self.per == "batch" else batch)
+        rate.log_normal_(math.log(self.mean) - self.sigma**2 / 2, self.sigma, generator=rng)
         steps = (torch.poisson(rate, generator=rng) + 1).long().clamp(1, self.most)
         return _plan(steps, self.grad, self.per)
 

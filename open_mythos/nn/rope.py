@@ -8,7 +8,8 @@ Pairs are `adjacent` channels (x_2i, x_2i+1: OpenMythos, Parcae, Huginn) or the 
 head (x_i, x_i+K/2: Llama, Ouro). Angles are made for the positions at hand, in float64, once per
 call: no table, so a context of a million tokens costs nothing.
 
-`Llama3` slows the slow channels down, so that a model trained on `original` tokens reads `factor` times as many:
+`Llama3` slows the slow channels down, so that a model trained on `original` tokens reads `factor` times as
+many:
 
     wavelength < original / high    unchanged
     wavelength > original / low     angle / factor
