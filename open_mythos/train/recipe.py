@@ -3,14 +3,28 @@
 A run's folder holds its recipe as `config.json`; that file is valid input for another run.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from open_mythos.config import Config
-from open_mythos.data.corpus import CorpusConfig
+from open_mythos.data.corpus import Corpus, CorpusConfig
+from open_mythos.data.shards import open_corpus
+from open_mythos.data.text import source
 from open_mythos.model import Model
 from open_mythos.train.keeper import Keep
 from open_mythos.train.lr import LearningRate, WarmupStableDecay
 from open_mythos.train.objective import Objective
 from open_mythos.train.optim import MuonAdamW, Optimiser
 from open_mythos.train.precision import Precision
+
+
+class Prepared(Config):
+    """A folder that `mythos data prepare` wrote."""
+
+    folder: str
+
+    def build(self) -> Corpus:
+        return open_corpus(Path(self.folder))
 
 
 class Recipe(Config):
@@ -20,7 +34,7 @@ class Recipe(Config):
     """
 
     model: Model
-    data: CorpusConfig = CorpusConfig()
+    data: CorpusConfig | Prepared = CorpusConfig()
     length: int = 256
     batch: int = 32
     micro: int | None = None
@@ -69,3 +83,11 @@ class Recipe(Config):
         if total is None or (progress > 0 and step / progress < total):
             total = max(step + 1, round(step / progress)) if progress > 0 else 1_000_000
         return self.lr.at(step, total)
+
+
+def data_named(spoken: Sequence[str], recipe: Recipe) -> CorpusConfig | Prepared:
+    """What a user means by these words: a prepared folder, or text for the recipe's tokenizer."""
+    if len(spoken) == 1 and (Path(spoken[0]) / "index.json").is_file():
+        return Prepared(folder=spoken[0])
+    before = recipe.data if isinstance(recipe.data, CorpusConfig) else CorpusConfig()
+    return before.replace(source=source(*spoken))

@@ -1,0 +1,226 @@
+"""`mythos train`: learn from text, watch it happen, leave a folder that says everything about the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from open_mythos.data.corpus import Corpus
+    from open_mythos.train.fit import Every, Run
+    from open_mythos.train.progress import Progress
+    from open_mythos.train.recipe import Recipe
+    from open_mythos.train.step import TrainState
+
+SAMPLE_TOKENS = 64
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a looped model: `mythos train demo`, `mythos train mythos_1b data=... steps=...`.
+
+    Further words are overrides of the recipe, as in `steps=2000 model.loop.schedule.mean=6`.
+    `mythos show RECIPE` lists what there is to override.
+    """
+
+    recipe: tyro.conf.Positional[str] = "demo"
+    """A recipe (demo, tiny), a model (mythos_1b, parcae-140m, ...), or a config.json of an earlier run."""
+
+    overrides: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Dotted assignments to the recipe; values are JSON."""
+
+    data: tuple[str, ...] = ()
+    """Text files or folders, a prepared token folder, or a dataset of the Hub. Default: Python's own source."""
+
+    out: Path | None = None
+    """The run's folder. Default: runs/RECIPE."""
+
+    resume: bool = False
+    """Go on from the folder's newest intact checkpoint."""
+
+    fresh: bool = False
+    """Start over, even if the folder already holds a run."""
+
+    steps: int | None = None
+    """End after so many updates."""
+
+    seconds: float | None = None
+    """End after so many seconds of training."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the best there is."""
+
+    threads: Annotated[int | None, tyro.conf.arg(help="CPU threads. Default: one per core.")] = None
+
+    sweep: bool = True
+    """At the end, measure held-out loss against the number of loops, and write the report."""
+
+
+def main(argv: list[str]) -> int:
+    options = tyro.cli(Options, prog="mythos train", args=argv)
+    import torch
+
+    from open_mythos.cli.main import Stop
+    from open_mythos.train.fit import Run, Stopped
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    recipe, folder = _plan(options)
+    _guard(folder, options)
+    corpus = _read(recipe)
+    run = Run(recipe, corpus, folder, _device(options.device))
+    state = run.resume() if options.resume else run.begin()
+    try:
+        state = _train(run, state)
+    except Stopped as stopped:
+        print(f"Saved at step {state.step}. Go on with: mythos train {options.recipe} --out {folder} --resume")
+        raise Stop(128 + stopped.number) from None
+    if options.sweep:
+        _finish(run, state)
+    return 0
+
+
+def _plan(options: Options) -> tuple[Recipe, Path]:
+    """The recipe with everything that the command line says, and where its run goes."""
+    recipe, name = _recipe(options)
+    changes: dict[str, Any] = {}
+    if options.data:
+        from open_mythos.train.recipe import data_named
+
+        changes["data"] = data_named(options.data, recipe)
+    if options.steps is not None:
+        changes |= {"steps": options.steps, "seconds": None}
+    if options.seconds is not None:
+        changes |= {"seconds": options.seconds, "steps": options.steps}
+    return recipe.replace(**changes).override(*options.overrides), options.out or Path("runs") / name
+
+
+def _recipe(options: Options) -> tuple[Recipe, str]:
+    from open_mythos.train.load import load_recipe
+    from open_mythos.train.recipe import Recipe
+    from open_mythos.train.recipes import RECIPES, for_model
+
+    if options.resume and options.out is not None:
+        return load_recipe(options.out), options.out.name
+    spoken = options.recipe
+    if spoken in RECIPES:
+        recipe = RECIPES[spoken]()
+        return (load_recipe(Path("runs") / spoken), spoken) if options.resume else (recipe, spoken)
+    if Path(spoken).suffix == ".json" or Path(spoken).is_dir():
+        path = Path(spoken)
+        return (load_recipe(path), path.name) if path.is_dir() else (Recipe.load(path), path.stem)
+    from open_mythos.presets import preset
+
+    return for_model(preset(spoken)), spoken
+
+
+def _guard(folder: Path, options: Options) -> None:
+    """Never write over a run by accident."""
+    from open_mythos.train.checkpoint import steps_in
+
+    steps = steps_in(folder / "checkpoints")
+    if options.resume and not steps:
+        raise ValueError(f"{folder} has no whole checkpoint to resume from")
+    if options.fresh and steps:
+        import shutil
+
+        shutil.rmtree(folder / "checkpoints")
+    elif steps and not options.resume:
+        last = max(steps)
+        raise ValueError(
+            f"{folder} already holds a run, at step {last}; go on with --resume, start over with --fresh, "
+            "or choose another folder with --out"
+        )
+
+
+def _read(recipe: Recipe) -> Corpus:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("reading and tokenising the corpus"):
+        corpus = recipe.data.build()
+    if corpus.tokenizer.vocab_size > recipe.model.vocab:
+        raise ValueError(
+            f"the tokenizer has {corpus.tokenizer.vocab_size} ids, the model's vocabulary only "
+            f"{recipe.model.vocab}; set model.vocab={corpus.tokenizer.vocab_size} or choose another tokenizer"
+        )
+    console.print(
+        f"{len(corpus.training):,} tokens to learn from, {len(corpus.held_out):,} held out", highlight=False
+    )
+    return corpus
+
+
+def _train(run: Run, state: TrainState) -> TrainState:
+    from open_mythos.train.progress import Progress
+
+    recipe = run.recipe
+    with Progress(recipe.steps, recipe.seconds) as progress:
+        return run.fit(state, _hooks(run, progress))
+
+
+def _hooks(run: Run, progress: Progress) -> list[Every]:
+    from open_mythos.train.evaluate import held_out_bits
+    from open_mythos.train.fit import Every, Metrics
+
+    recipe = run.recipe
+
+    def evaluate(state: TrainState, metrics: Metrics) -> None:
+        metrics["eval_bits_per_byte"] = held_out_bits(
+            state.model, run.corpus.held_out, recipe.length, rows=recipe.eval_rows, precision=recipe.precision
+        )
+
+    def sample(state: TrainState, metrics: Metrics) -> None:
+        metrics["sample"] = _sample(run, state)
+        progress.print_sample(metrics["sample"])
+
+    return [
+        Every(recipe.eval_every, evaluate),
+        Every(recipe.sample_every, sample),
+        Every(1, lambda state, metrics: progress.update(metrics)),
+    ]
+
+
+def _sample(run: Run, state: TrainState) -> str:
+    """A continuation of the beginning of the held-out text."""
+    from open_mythos.infer.generate import generate
+    from open_mythos.infer.sample import Sampling
+
+    held_out, length = run.corpus.held_out, min(32, run.recipe.length // 2)
+    prompt = [int(token) for token in held_out.read(0, length)]
+    room = min(SAMPLE_TOKENS, run.recipe.model.context - length)
+    done = generate(
+        state.model, [prompt], max_new_tokens=room, sampling=Sampling(temperature=0.7, seed=state.step)
+    )[0]
+    state.model.train()
+    return run.corpus.tokenizer.decode([*prompt, *done.tokens])
+
+
+def _finish(run: Run, state: TrainState) -> None:
+    """Sweep the depth on held-out text, compress it for comparison, write the page."""
+    import json
+
+    from open_mythos.analysis.report import write_report
+    from open_mythos.analysis.sweep import sweep, write_sweep
+    from open_mythos.train.evaluate import compressors
+
+    if state.model.loop is not None:
+        write_sweep(run.folder, sweep(state.model, run.corpus.held_out, run.recipe.length))
+    if run.corpus.held_out_text:
+        (run.folder / "baselines.json").write_text(json.dumps(compressors(run.corpus.held_out_text)))
+    print(f"report: {write_report(run.folder)}")
+
+
+def _device(name: str | None) -> Any:
+    import torch
+
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
+    return device
