@@ -67,10 +67,13 @@ class Rope(Config):
 
     def __call__(self, x: Float[Tensor, "B H T K"], ctx: Context) -> Float[Tensor, "B H T K"]:
         """Turn `x`, laid out (B H T K), by the positions of `ctx`."""
-        cos, sin = ctx.once(
-            ("rope", self.base, self.scaling, x.shape[-1]), lambda: self._turns(x.shape[-1], ctx)
-        ).unbind(0)
+        width = x.shape[-1]
+        cos, sin = ctx.once(self.key(width), lambda: self._turns(width, ctx)).unbind(0)
         return rotate(x, cos, sin, self.pairs)
+
+    def key(self, width: int) -> tuple[object, ...]:
+        """Under which a context keeps the turns of heads of this width: (2 B 1 T half), cosines and sines."""
+        return "rope", self.base, self.scaling, width
 
     def _turns(self, width: int, ctx: Context) -> Float[Tensor, "2 B 1 T half"]:
         positions = ctx.positions if ctx.start is None else ctx.positions[:1]
