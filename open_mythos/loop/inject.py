@@ -82,9 +82,17 @@ class NormedAddInjection(nn.Module):
 
 @final
 class ConcatInjection(nn.Module):
+    """Begins as a truncated normal of std sqrt(2 / (5 D)), in every model that was published with it."""
+
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.mix = Projection(2 * dim, dim)  # state half first
+        self.mix.own_init = True
+        self.std = math.sqrt(2 / (5 * dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.trunc_normal_(self.mix.weight, std=self.std, a=-3 * self.std, b=3 * self.std)
 
     def forward(self, h: Hidden, e: Hidden) -> Hidden:
         return self.mix(torch.cat([h, e], dim=-1))

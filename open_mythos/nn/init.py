@@ -1,7 +1,9 @@
 """How weights begin.
 
 A module fills its own special parameters (`reset_parameters`); an initialisation then sets the matrices
-and tables by what they do. "Out" marks the maps whose result is added to the stream.
+and tables by their role: "out" maps' results are added to the stream, "up" is the second half of a gated
+pair, "in" all the rest. Value embeddings and their gates, and a `Projection` with `own_init`, keep what they
+filled in themselves.
 
     Normal        N(0, std^2)                                        GPT-2; OpenMythos: std 0.02
     ScaledNormal  N(0, 2 / (5 D)), out / sqrt(2 layers)              Takase et al. 2023 (arXiv 2312.16903),
@@ -12,35 +14,42 @@ and tables by what they do. "Out" marks the maps whose result is added to the st
 
 import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from open_mythos.config import Config
+from open_mythos.nn.attention import TokenValues
+from open_mythos.nn.ffn import GatedFeedForward
 from open_mythos.nn.linear import Projection
 from open_mythos.nn.moe import MixtureOfExperts
+
+Role = Literal["in", "up", "out"]
 
 
 class Normal(Config):
     std: float = 0.02
     out: float = 1.0  # factor on the maps into the stream; zero makes every block begin as the identity
 
-    def fill(self, weight: Tensor, dim: int, out: bool) -> None:
-        nn.init.normal_(weight, std=self.std * (self.out if out else 1.0))
+    def fill(self, weight: Tensor, dim: int, role: Role) -> None:
+        nn.init.normal_(weight, std=self.std * (self.out if role == "out" else 1.0))
 
 
 class ScaledNormal(Config):
     layers: int  # unrolled: Huginn counts 132 for 2 + 4 * 32 + 2
     cut: float = 3.0
+    up_as_out: bool = False  # Huginn's code also scales down the second half of a gated pair
 
-    def fill(self, weight: Tensor, dim: int, out: bool) -> None:
-        std = math.sqrt(2 / (5 * dim)) / (math.sqrt(2 * self.layers) if out else 1.0)
+    def fill(self, weight: Tensor, dim: int, role: Role) -> None:
+        down = role == "out" or (role == "up" and self.up_as_out)
+        std = math.sqrt(2 / (5 * dim)) / (math.sqrt(2 * self.layers) if down else 1.0)
         nn.init.trunc_normal_(weight, std=std, a=-self.cut * std, b=self.cut * std)
 
 
 class Orthogonal(Config):
-    def fill(self, weight: Tensor, dim: int, out: bool) -> None:
-        if out:
+    def fill(self, weight: Tensor, dim: int, role: Role) -> None:
+        if role == "out":
             nn.init.zeros_(weight)
             return
         gain = math.sqrt(2 / (5 * dim)) * math.sqrt(max(weight.shape[-2:]))
@@ -49,7 +58,7 @@ class Orthogonal(Config):
 
 
 class AsMade(Config):
-    def fill(self, weight: Tensor, dim: int, out: bool) -> None:
+    def fill(self, weight: Tensor, dim: int, role: Role) -> None:
         """The modules have filled themselves."""
 
 
@@ -60,26 +69,33 @@ def initialise(model: nn.Module, init: "Init", dim: int) -> None:
         if reset is not None and module is not model:
             reset()
     with torch.no_grad():
-        for weight, out in _matrices(model):
-            init.fill(weight, dim, out)
+        for weight, role in _matrices(model):
+            init.fill(weight, dim, role)
 
 
-def _matrices(model: nn.Module) -> Iterator[tuple[Tensor, bool]]:
-    seen: set[int] = set()
+def _matrices(model: nn.Module) -> Iterator[tuple[Tensor, Role]]:
+    seen = {
+        id(p) for module in model.modules() if isinstance(module, TokenValues) for p in module.parameters()
+    }
     for module in model.modules():
-        for weight, out in _of(module):
+        if isinstance(module, GatedFeedForward) and id(module.gate_up.weight) not in seen:
+            seen.add(id(module.gate_up.weight))
+            gate, up = module.gate_up.weight.chunk(2)
+            yield gate, "in"
+            yield up, "up"
+        for weight, role in _of(module):
             if id(weight) not in seen:
                 seen.add(id(weight))
-                yield weight, out
+                yield weight, role
 
 
-def _of(module: nn.Module) -> list[tuple[Tensor, bool]]:
+def _of(module: nn.Module) -> list[tuple[Tensor, Role]]:
     if isinstance(module, MixtureOfExperts):
-        return [(module.router, False), (module.gate_up, False), (module.down, True)]
+        return [(module.router, "in"), (module.gate_up, "in"), (module.down, "out")]
     if isinstance(module, Projection):
-        return [(module.weight, module.residual)]
-    if isinstance(module, (nn.Linear, nn.Embedding)) and not getattr(module, "own_init", False):
-        return [(module.weight, False)]
+        return [] if module.own_init else [(module.weight, "out" if module.residual else "in")]
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        return [(module.weight, "in")]
     return []
 
 

@@ -36,7 +36,10 @@ class LoRA(Config):
 
 
 class Projection(nn.Linear):
-    """`residual` marks a map whose output is added to the stream, which some initialisations scale down."""
+    """`residual` marks a map whose output is added to the stream, which some initialisations scale down;
+    `own_init` one that whoever holds it fills."""
+
+    own_init = False
 
     def __init__(self, wide: int, out: int, bias: bool = False, residual: bool = False) -> None:
         super().__init__(wide, out, bias=bias)
