@@ -1,0 +1,87 @@
+"""A name table: which tensors in other people's files hold which of our parameters.
+
+A `Link` says that some of theirs, laid end to end, are some of ours, laid end to end. One to one is the
+usual case; one to three is a joint matrix for queries, keys and values; two to one a gate and its partner
+that they keep apart and we keep in one matrix. The same table is read both ways, so what can be loaded can be
+written.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Link(NamedTuple):
+    theirs: tuple[str, ...]
+    ours: tuple[str, ...]
+    shape: tuple[int, ...] | None = None  # of theirs, where it is not ours joined by rows
+
+
+Names = str | Sequence[str]
+Read = Callable[[str], Tensor]
+
+
+def link(theirs: Names, ours: Names, shape: tuple[int, ...] | None = None) -> Link:
+    return Link(_tuple(theirs), _tuple(ours), shape)
+
+
+def nest(links: Iterable[Link], theirs: str, ours: str) -> list[Link]:
+    """The same links with their names and ours under a prefix."""
+    return [
+        Link(tuple(theirs + name for name in x.theirs), tuple(ours + name for name in x.ours), x.shape)
+        for x in links
+    ]
+
+
+def check_names(links: Sequence[Link], there: Iterable[str], spare: Iterable[str]) -> None:
+    """Raise `ValueError` if tensors are missing, or there are some that no link and no `spare` knows."""
+    there = set(there)
+    known = {name for x in links for name in x.theirs}
+    missing, unknown = sorted(known - there), sorted(there - known - set(spare))
+    complaints = [f"it lacks {_some(missing, unknown or there)}"] if missing else []
+    complaints += [f"it has the unknown {_some(unknown, missing or known)}"] if unknown else []
+    if complaints:
+        raise ValueError(f"the checkpoint does not fit its config.json: {'; '.join(complaints)}")
+
+
+@torch.no_grad()
+def pour(links: Sequence[Link], read: Read, ours: Mapping[str, Tensor]) -> None:
+    """Copy what `read` gives for their names into our tensors, holding one link's tensors at a time."""
+    for x in links:
+        targets = [ours[name] for name in x.ours]
+        flat = _end_to_end([read(name) for name in x.theirs])
+        sizes = [target.numel() for target in targets]
+        if len(flat) != sum(sizes):
+            shapes = ", ".join(str(tuple(target.shape)) for target in targets)
+            raise ValueError(
+                f"{' and '.join(x.theirs)} should hold {sum(sizes)} numbers, for {shapes}, not {len(flat)}"
+            )
+        for target, part in zip(targets, flat.split(sizes), strict=True):
+            target.copy_(part.view_as(target))
+
+
+def draw_off(x: Link, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors, made of ours."""
+    parts = [ours[name].detach() for name in x.ours]
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+    whole = whole if x.shape is None else whole.reshape(x.shape)
+    return {name: part.contiguous() for name, part in zip(x.theirs, whole.chunk(len(x.theirs)), strict=True)}
+
+
+def _end_to_end(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0].reshape(-1) if len(tensors) == 1 else torch.cat([t.reshape(-1) for t in tensors])
+
+
+def _some(names: Sequence[str], others: Iterable[str], most: int = 3) -> str:
+    """A few of the names, with what the first may have been meant as."""
+    close = difflib.get_close_matches(names[0], list(others), n=1)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    hint = f" (closest to {names[0]}: {close[0]})" if close else ""
+    return ", ".join(names[:most]) + more + hint
+
+
+def _tuple(names: Names) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names)

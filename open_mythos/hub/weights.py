@@ -1,0 +1,112 @@
+"""The files of a checkpoint: named tensors, read one at a time and written shard by shard.
+
+Read are safetensors, whole or in shards, and PyTorch's own format where that is all there is (tensors only:
+a file that holds code is refused). Written are safetensors.
+"""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
+SHARD = 5_000_000_000  # bytes
+
+
+class Weights:
+    """The tensors of a folder by name. Raises `ValueError` if there are none, or a shard is missing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._home = _where(folder, self._open)
+
+    @property
+    def names(self) -> list[str]:
+        return list(self._home)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._home
+
+    def read(self, name: str) -> Tensor:
+        file = self._open(self._home[name])
+        tensor: Tensor = file[name] if isinstance(file, dict) else file.get_tensor(name)
+        return tensor
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            if not (self.folder / file).is_file():
+                raise ValueError(f"{self.folder} lacks {file}, which its index names")
+            self._files[file] = _open(self.folder / file)
+        return self._files[file]
+
+
+def write(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int = SHARD) -> None:
+    """Write safetensors into `folder`, in one file or in shards of at most `limit` bytes and an index."""
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = size = 0
+    for name, tensor in tensors:
+        if held and size + tensor.nbytes > limit:
+            shards.append(_save(folder, held, len(shards)))
+            held, size = {}, 0
+        held[name] = tensor
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    shards.append(_save(folder, held, len(shards)))
+    _finish(folder, shards, total)
+
+
+def _save(folder: Path, tensors: dict[str, Tensor], number: int) -> list[str]:
+    from safetensors.torch import save_file
+
+    save_file(tensors, _part(folder, number), metadata={"format": "pt"})
+    return list(tensors)
+
+
+def _finish(folder: Path, shards: list[list[str]], total: int) -> None:
+    """Give the parts the names by which others look for them."""
+    if len(shards) == 1:
+        _part(folder, 0).replace(folder / WHOLE[0])
+        (folder / f"{WHOLE[0]}.index.json").unlink(missing_ok=True)
+        return
+    home: dict[str, str] = {}
+    for number, names in enumerate(shards):
+        file = f"model-{number + 1:05d}-of-{len(shards):05d}.safetensors"
+        _part(folder, number).replace(folder / file)
+        home |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": home}
+    (folder / f"{WHOLE[0]}.index.json").write_text(json.dumps(index, indent=2) + "\n")
+    (folder / WHOLE[0]).unlink(missing_ok=True)
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / f"part-{number:05d}.safetensors.new"
+
+
+def _where(folder: Path, open_: Any) -> dict[str, str]:
+    """Which file each tensor is in."""
+    for whole in WHOLE:
+        if (folder / whole).is_file():
+            return dict.fromkeys(open_(whole).keys(), whole)
+        index = folder / f"{whole}.index.json"
+        if index.is_file():
+            home: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            return home
+    raise ValueError(f"{folder} holds no weights: none of {', '.join(WHOLE)}, nor an index of shards")
+
+
+def _open(path: Path) -> Any:
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            return safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not a safetensors file: {error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever a broken or hostile pickle brings up
+        raise ValueError(f"{path} cannot be read as plain tensors: {error}") from error
