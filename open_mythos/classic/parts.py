@@ -1,0 +1,371 @@
+"""The original's building blocks by name and call, each a thin shell around a module of the core.
+
+    attention, block      part(x, freqs_cis, mask=None, kv_cache=None, cache_key="default")
+    RecurrentBlock        part(h, e, freqs_cis, mask=None, n_loops=None, kv_cache=None)
+
+A part made from a config owns its `core`; one that is read off a model (`model.recurrent.block.attn`) stands before
+the model's own, so weights may be read and written through it. Where the core keeps several of the original's weights in
+one tensor (experts, gate and up), the smaller ones are aliases: writes go through, gradients stay with the
+whole. Hooks belong on the core's modules (`model.lm`), which are what runs.
+"""
+
+from operator import attrgetter
+from typing import Any, final
+
+import torch
+from jaxtyping import Bool, Complex, Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from open_mythos.classic.cache import DictCache, Entries
+from open_mythos.classic.config import MythosConfig
+from open_mythos.loop.adapt import DepthLoRA, LowRankAdaptation
+from open_mythos.loop.core import LoopCore
+from open_mythos.loop.halt import ACT, AdaptiveHalting
+from open_mythos.loop.mark import step_sinusoid
+from open_mythos.loop.schedule import Plan
+from open_mythos.loop.state import State
+from open_mythos.loop.update import LTIUpdate
+from open_mythos.nn.attention import MLA, GroupedAttention, LatentAttention
+from open_mythos.nn.block import PreNormBlock
+from open_mythos.nn.cache import Place, Span
+from open_mythos.nn.context import Context
+from open_mythos.nn.linear import Projection
+from open_mythos.nn.moe import MixtureOfExperts
+from open_mythos.nn.norm import RootMeanSquareNorm as RMSNorm
+from open_mythos.nn.rope import rotate
+from open_mythos.shapes import CacheEntry, Hidden, PerToken
+
+Table = Complex[Tensor, "S half"]  # one unit phasor per position and pair of channels
+HIDDEN = -1e4  # additive masks hide what they lower by more than this
+
+
+def precompute_rope_freqs(dim: int, max_len: int, theta: float = 500000.0) -> Table:
+    """exp(i p theta^(-2k/dim)) for positions p below `max_len`; complex64, angles taken in float64."""
+    rate = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angle = torch.outer(torch.arange(max_len, dtype=torch.float64), rate)
+    return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+
+
+def apply_rope(x: Float[Tensor, "B T H K"], freqs_cis: Table) -> Float[Tensor, "B T H K"]:
+    """Turn adjacent pairs of channels by the first T rows of the table.
+
+    Raises `RuntimeError` if the table has fewer than T rows.
+    """
+    if len(freqs_cis) < x.shape[1]:
+        raise RuntimeError(f"a rotary table of {len(freqs_cis)} positions cannot turn {x.shape[1]} tokens")
+    turn = freqs_cis[: x.shape[1]]
+    return rotate(x.transpose(1, 2), turn.real[None, None], turn.imag[None, None], "adjacent").transpose(1, 2)
+
+
+def loop_index_embedding(h: Hidden, loop_t: int, loop_dim: int, theta: float = 10000.0) -> Hidden:
+    """h + [sin | cos] of the loop index on its first `loop_dim` channels."""
+    step = torch.tensor([loop_t], device=h.device)
+    return h + step_sinusoid(step, loop_dim, h.shape[-1], theta).to(h.dtype)
+
+
+def _inner(path: str) -> Any:
+    """A property: what the core keeps at `path`."""
+    return property(lambda part: attrgetter(path)(part.core))
+
+
+class Expert(nn.Module):
+    """down(silu(gate(x)) * up(x)) for x (..., dim)."""
+
+    def __init__(self, dim: int, expert_dim: int) -> None:
+        super().__init__()
+        self.gate, self.up = Projection(dim, expert_dim), Projection(dim, expert_dim)
+        self.down = Projection(expert_dim, dim)
+
+    @classmethod
+    def alias(cls, gate: Tensor, up: Tensor, down: Tensor) -> "Expert":
+        """An expert whose weights are these very numbers."""
+        with torch.device("meta"):
+            expert = cls(gate.shape[1], gate.shape[0])
+        for name, weight in (("gate", gate), ("up", up), ("down", down)):
+            getattr(expert, name).weight = nn.Parameter(weight.detach())
+        return expert
+
+    def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+class MoEFFN(nn.Module):
+    """Routed experts, a few per token, and shared ones that are always on."""
+
+    def __init__(self, cfg: MythosConfig, core: MixtureOfExperts | None = None) -> None:
+        super().__init__()
+        self.core = cfg.experts().build(cfg.dim) if core is None else core
+        self.n_experts, self.n_shared, self.topk = cfg.n_experts, cfg.n_shared_experts, cfg.n_experts_per_tok
+
+    @property
+    def router_bias(self) -> Tensor:
+        """Moves the choice of experts, not their weights; `core.rebalance` updates it in training."""
+        return self.core.bias
+
+    @property
+    def routed_experts(self) -> list[Expert]:
+        return [
+            Expert.alias(*gate_up.chunk(2), down)
+            for gate_up, down in zip(self.core.gate_up, self.core.down, strict=True)
+        ]
+
+    @property
+    def shared_experts(self) -> list[Expert]:
+        if self.core.shared_gate_up is None or self.core.shared_down is None:
+            return []
+        gates, ups = (half.chunk(self.n_shared) for half in self.core.shared_gate_up.weight.chunk(2))
+        downs = self.core.shared_down.weight.chunk(self.n_shared, dim=1)
+        return [Expert.alias(*weights) for weights in zip(gates, ups, downs, strict=True)]
+
+    def forward(self, x: Hidden) -> Hidden:
+        nowhere = Context(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
+        y: Tensor = self.core(x, nowhere)
+        return y
+
+
+class GQAttention(nn.Module):
+    """Grouped-query attention; remembers {"k", "v"}."""
+
+    wq, wk, wv, wo = (_inner(name) for name in ("q", "k", "v", "out"))
+
+    def __init__(self, cfg: MythosConfig, core: GroupedAttention | None = None) -> None:
+        super().__init__()
+        self.core: Any = (
+            MythosConfig.of(cfg, attn_type="gqa").mixer().build(cfg.dim) if core is None else core
+        )
+
+    def forward(
+        self,
+        x: Hidden,
+        freqs_cis: Table,
+        mask: Tensor | None = None,
+        kv_cache: Entries | None = None,
+        cache_key: str = "default",
+    ) -> Hidden:
+        y: Tensor = self.core(x, _context(self.core, x, freqs_cis, mask, kv_cache, cache_key))
+        return y
+
+
+class MLAttention(nn.Module):
+    """Multi-head latent attention; remembers {"c_kv", "k_rope"}, the latent normalised and one key for all heads.
+
+    The original's `q_up_nope` and `q_up_rope` are one map here, head by head: `q_up`.
+    """
+
+    q_down, q_norm, q_up, kv_down, kv_norm, kv_up, wo = (
+        _inner(name) for name in ("q_down", "q_norm", "q_up", "kv_down", "kv_norm", "kv_up", "out")
+    )
+
+    def __init__(self, cfg: MythosConfig, core: LatentAttention | None = None) -> None:
+        super().__init__()
+        self.core: Any = (
+            MythosConfig.of(cfg, attn_type="mla").mixer().build(cfg.dim) if core is None else core
+        )
+
+    def forward(
+        self,
+        x: Hidden,
+        freqs_cis: Table,
+        mask: Tensor | None = None,
+        kv_cache: Entries | None = None,
+        cache_key: str = "default",
+    ) -> Hidden:
+        y: Tensor = self.core(x, _context(self.core, x, freqs_cis, mask, kv_cache, cache_key))
+        return y
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention, then a dense feed-forward or, with `use_moe`, a mixture of experts."""
+
+    attn_norm, ffn_norm = _inner("mixer_norm"), _inner("ffn_norm")
+
+    def __init__(self, cfg: MythosConfig, use_moe: bool = False, core: PreNormBlock | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.core: Any = cfg.block(use_moe).build(cfg.dim) if core is None else core
+
+    @property
+    def attn(self) -> GQAttention | MLAttention:
+        kind = MLAttention if self.cfg.attn_type == "mla" else GQAttention
+        return kind(self.cfg, self.core.mixer)
+
+    @property
+    def ffn(self) -> MoEFFN | Expert:
+        ffn = self.core.ffn
+        if isinstance(ffn, MixtureOfExperts):
+            return MoEFFN(self.cfg, ffn)
+        return Expert.alias(*ffn.gate_up.weight.chunk(2), ffn.down.weight)
+
+    def forward(
+        self,
+        x: Hidden,
+        freqs_cis: Table,
+        mask: Tensor | None = None,
+        kv_cache: Entries | None = None,
+        cache_key: str = "default",
+    ) -> Hidden:
+        y: Tensor = self.core(x, _context(self.core.mixer, x, freqs_cis, mask, kv_cache, cache_key))
+        return y
+
+
+class LTIInjection(nn.Module):
+    """A h + B e + y, with A strictly inside (0, 1) at any parameter value."""
+
+    log_A, log_dt, B = _inner("log_a"), _inner("log_dt"), _inner("b")
+
+    def __init__(self, dim: int, core: LTIUpdate | None = None) -> None:
+        super().__init__()
+        self.core = LTIUpdate(dim) if core is None else core
+
+    def get_A(self) -> Float[Tensor, "D"]:  # noqa: N802 (the original's name)
+        """The diagonal of A, float32."""
+        return self.core.decay()
+
+    def forward(self, h: Hidden, e: Hidden, transformer_out: Hidden) -> Hidden:
+        y: Tensor = self.core(h, e, transformer_out)
+        return y
+
+
+class ACTHalting(nn.Module):
+    """The probability of halting, per token, float32."""
+
+    halt = _inner("score")
+
+    def __init__(self, dim: int, core: AdaptiveHalting | None = None) -> None:
+        super().__init__()
+        self.core = ACT().build(dim) if core is None else core
+
+    def forward(self, h: Hidden) -> PerToken:
+        return self.core.share(h)
+
+
+class LoRAAdapter(nn.Module):
+    """delta(x, t) = (down(x) * scale[t]) B; loops past the last scale go on with that one."""
+
+    down, scale = _inner("down"), _inner("scale")
+
+    def __init__(self, dim: int, rank: int, max_loops: int, core: LowRankAdaptation | None = None) -> None:
+        super().__init__()
+        self.core = DepthLoRA(rank=rank, steps=max_loops).build(dim) if core is None else core
+
+    @property
+    def B(self) -> Tensor:  # noqa: N802 (the original's name)
+        return self.core.up.weight.T
+
+    def forward(self, x: Hidden, loop_t: int) -> Hidden:
+        return self.core.delta(x, torch.tensor([loop_t], device=x.device))
+
+
+class RecurrentBlock(nn.Module):
+    """One block, looped: h = A h + B e + block(norm(mark(h) + e)), with halting."""
+
+    norm = _inner("inject.norm")
+
+    def __init__(self, cfg: MythosConfig, core: LoopCore | None = None) -> None:
+        super().__init__()
+        self.cfg, self.loop_dim = cfg, cfg.dim // 8
+        self.core: Any = cfg.loop().build(cfg.dim) if core is None else core
+
+    @property
+    def block(self) -> TransformerBlock:
+        return TransformerBlock(self.cfg, True, self.core.layers[0])
+
+    @property
+    def injection(self) -> LTIInjection:
+        return LTIInjection(self.cfg.dim, self.core.update)
+
+    @property
+    def act(self) -> ACTHalting | None:
+        """None for a config with halting="last"."""
+        return ACTHalting(self.cfg.dim, self.core.halt) if self.cfg.halting == "act" else None
+
+    @property
+    def lora(self) -> LoRAAdapter | None:
+        """None for a config with lora_rank=0."""
+        cfg = self.cfg
+        return (
+            LoRAAdapter(cfg.dim, cfg.lora_rank, cfg.max_loop_iters, self.core.adapt)
+            if cfg.lora_rank
+            else None
+        )
+
+    def forward(
+        self,
+        h: Hidden,
+        e: Hidden,
+        freqs_cis: Table,
+        mask: Tensor | None = None,
+        n_loops: int | None = None,
+        kv_cache: Entries | None = None,
+    ) -> Hidden:
+        """The answer after `n_loops` loops (by default max_loop_iters). Raises `ValueError` below one."""
+        steps = self.cfg.max_loop_iters if n_loops is None else n_loops
+        ctx = _context(self.core.layers[0].mixer, h, freqs_cis, mask, kv_cache)
+        answer: Tensor = self.core(State.begin(e, h), ctx, Plan(steps)).answer
+        return answer
+
+
+@final
+class _Forgetful:
+    """A cache that keeps nothing, and every token in the loop: what they may look at was handed in whole."""
+
+    exact = True
+
+    def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
+        return new
+
+    def settle(self, layers: int, taken: int, span: Span) -> None:
+        """Nothing to tell."""
+
+
+def _context(
+    mixer: GroupedAttention | LatentAttention,
+    x: Hidden,
+    freqs_cis: Table,
+    mask: Tensor | None,
+    kv_cache: Entries | None,
+    key: str | None = None,
+) -> Context:
+    """The core's context, with the rotation and the sight that the caller handed in already worked out."""
+    config, tokens = mixer.config, x.shape[1]
+    kv_rank, width = (config.kv_rank, config.rope_dim) if isinstance(config, MLA) else (0, mixer.width)
+    cache = _Forgetful() if kv_cache is None else DictCache(kv_cache, kv_rank, key)
+    past = cache.length(key) if isinstance(cache, DictCache) else 0
+    turn = _turn(freqs_cis, past, tokens)
+    memo = {
+        config.rope.key(width): torch.stack([turn.real, turn.imag])[:, None, None],  # 2 1 1 T half
+        ("sight", "causal"): _visible(mask, tokens, past, x.device),
+    }
+    positions = torch.arange(past, past + tokens, device=x.device).expand(x.shape[:2])
+    return Context(positions, None, past + tokens, cache=cache, memo=memo)
+
+
+def _turn(freqs_cis: Table, past: int, tokens: int) -> Table:
+    """The table's rows for these tokens: all of them, or those after what is remembered."""
+    turn = freqs_cis if len(freqs_cis) == tokens else freqs_cis[past : past + tokens]
+    if len(turn) < tokens:
+        raise ValueError(
+            f"the rotary table has {len(freqs_cis)} positions; {past} remembered and {tokens} new tokens need "
+            f"{past + tokens}, or exactly the {tokens} rows of the new ones"
+        )
+    return turn
+
+
+def _visible(mask: Tensor | None, tokens: int, past: int, device: torch.device) -> Bool[Tensor, "#B 1 T S"]:
+    """True where a query may look: everywhere without a mask."""
+    shape = 1, 1, tokens, past + tokens
+    if mask is None:
+        return torch.ones(shape, dtype=torch.bool, device=device)
+    if mask.dtype != torch.bool:
+        if not bool(((mask == 0) | (mask < HIDDEN)).all()):
+            raise ValueError(
+                "an additive mask should hold 0 where a token may look and -inf where it may not"
+            )
+        mask = mask == 0
+    if mask.shape[-2:] == (tokens, tokens) and past:  # it speaks of the new tokens; all may look back
+        mask = F.pad(mask, (past, 0), value=True)
+    if mask.ndim != 4 or mask.shape[-2:] != shape[-2:]:
+        raise ValueError(f"the mask should be (1, 1, {tokens}, {past + tokens}), got {tuple(mask.shape)}")
+    return mask
