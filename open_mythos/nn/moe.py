@@ -68,7 +68,8 @@ class MixtureOfExperts(nn.Module):
 
     def matrices(self) -> dict[str, int]:
         """Which parameters hold several matrices on top of each other, and how many."""
-        return {"gate_up": 2, "down": 1, "shared_gate_up.weight": 2}
+        shared = {"shared_gate_up.weight": 2} if self.shared_gate_up is not None else {}
+        return {"gate_up": 2, "down": 1} | shared
 
     def forward(self, x: Hidden, ctx: Context) -> Hidden:
         flat = x.flatten(0, -2)

@@ -185,6 +185,22 @@ def test_an_error_at_any_sync_leaves_the_old_or_the_new(
     assert sorted(os.listdir(tmp_path)) == ["c"]
 
 
+def test_a_failed_rename_puts_the_old_one_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "c", tensors(1.0), META)
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if path.name.endswith(".draft"):
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(OSError, match="Input/output"):
+        save(tmp_path / "c", tensors(2.0), META)
+    assert os.listdir(tmp_path) == ["c"]
+    assert load(tmp_path / "c")[0]["optimizer/w/step"] == 1.0
+
+
 def test_a_crash_between_the_renames_is_undone(tmp_path: Path) -> None:
     save(step_folder(tmp_path, 1), tensors(1.0), META)
     step_folder(tmp_path, 1).rename(tmp_path / ".step-00000001.replaced")

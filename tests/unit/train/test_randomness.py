@@ -16,8 +16,7 @@ def draws(generator: torch.Generator) -> list[float]:
 
 def test_every_generator_goes_on_where_it_was() -> None:
     depth = torch.Generator().manual_seed(3)
-    draws(depth)
-    np.random.randn()  # leaves a second Gaussian in store
+    draws(depth)  # leaves NumPy's second Gaussian of a pair in store
     tensors, packed = flatten(random_state(depth=depth))
     expected = draws(depth)
     draws(depth)

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from open_mythos.nn.ffn import MoE
 from open_mythos.train.roles import Role, roles
 
 
@@ -88,3 +89,11 @@ def test_uneven_blocks_and_opting_out() -> None:
 def test_impossible_declarations_are_refused(declared: dict[str, int | tuple[int, ...]]) -> None:
     with pytest.raises(ValueError, match="declares"):
         roles(Declares(**declared))
+
+
+@pytest.mark.parametrize("shared", [0, 1])
+def test_experts_of_the_core_with_and_without_shared_ones(shared: int) -> None:
+    found = roles(MoE(experts=4, chosen=2, width=8, shared=shared).build(16))
+    assert found["gate_up"] == Role("matrix", 2)
+    assert found["router"] == Role("vector")
+    assert ("shared_gate_up.weight" in found) == bool(shared)
