@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from open_mythos.nn.ffn import MoE
+from open_mythos.nn.moe import MoE
 from open_mythos.train.roles import Role, roles
 
 
