@@ -1,0 +1,176 @@
+"""Where text comes from: a source is a config that yields documents, each a `str`.
+
+    documents -> split by document -> tokens -> rows
+
+- `Stdlib`: the Python standard library's own source on this interpreter, without its tests (about 12 MB, no
+  download). Code and docstrings: good for a first run, not for claims about quality.
+- `Files`: the user's files and folders: text, markdown, code, jsonl and parquet with a text column
+  (`files.py`).
+- `Hub`: a Hugging Face dataset, streamed; FineWeb-Edu unless told otherwise.
+
+`source("python")`, `source("essays/", "notes.jsonl")` and `source("HuggingFaceFW/fineweb-edu:sample-100BT")`
+turn what a user types into one of them. Law: a document is on the same side of the split in every run,
+wherever it lies (tests/unit/data/test_text.py).
+"""
+
+import hashlib
+import re
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from open_mythos.config import Config
+from open_mythos.data.files import FilePart, file_parts, rows_of
+from open_mythos.data.network import require_hub
+
+TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+
+
+class Stdlib(Config):
+    """The source of Python's standard library, file by file in the order of their names."""
+
+    def parts(self) -> list[FilePart]:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        paths = (path for path in root.rglob("*.py") if TEST_FOLDERS.isdisjoint(path.relative_to(root).parts))
+        return [FilePart(str(path)) for path in sorted(paths)]
+
+    def rows(self, part: FilePart, start: int = 0) -> Iterator[tuple[int, str]]:
+        """(0, the file) unless it is empty."""
+        return rows_of(part, "text", sys.maxsize, start)
+
+    def documents(self) -> Iterator[str]:
+        return (text for part in self.parts() for _, text in self.rows(part))
+
+
+class Files(Config):
+    """Files and folders, in the order given, each folder in the order of names.
+
+    A plain text file longer than `longest` characters is cut at blank lines, so that one big book can still
+    be split by document; `<|endoftext|>` in such a file ends a document as well. jsonl and parquet hold one
+    document per row, in the column `text_field`; `.gz` is unpacked on the way. Raises `ValueError` for a
+    missing path, a folder without text, a row without the column.
+    """
+
+    paths: tuple[str, ...]
+    text_field: str = "text"
+    longest: int = 16_384
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise ValueError("Files needs at least one file or folder")
+        if self.longest < 1:
+            raise ValueError(
+                f"Files.longest is the most characters of one document, at least 1; got {self.longest}"
+            )
+
+    def parts(self) -> list[FilePart]:
+        return file_parts(self.paths)
+
+    def rows(self, part: FilePart, start: int = 0) -> Iterator[tuple[int, str]]:
+        """(row number within the part, document), from row `start` on."""
+        return rows_of(part, self.text_field, self.longest, start)
+
+    def documents(self) -> Iterator[str]:
+        return (text for part in self.parts() for _, text in self.rows(part))
+
+
+class Hub(Config):
+    """A dataset of the Hugging Face Hub by name, streamed with the `datasets` library (`pip install
+    open_mythos[data]`).
+
+    `config` is the dataset's own name for a subset (`sample-10BT`, `sample-100BT` and `default` of
+    FineWeb-Edu). With `data_files` the name is a format of `datasets` (`json`, `parquet`, `text`) and nothing
+    is downloaded if the files are local. Offline, `ValueError` at once says what to do instead.
+    """
+
+    name: str = "HuggingFaceFW/fineweb-edu"
+    config: str | None = "sample-10BT"
+    split: str = "train"
+    text_field: str = "text"
+    revision: str | None = None
+    data_files: tuple[str, ...] = ()
+
+    def dataset(self) -> Any:
+        """The `datasets.IterableDataset` with the text column alone."""
+        if not self.data_files and not Path(self.name).exists():
+            require_hub(
+                f"the dataset {self.name}", "give local files or folders, or the built-in corpus `python`"
+            )
+        try:
+            import datasets
+        except ImportError as error:
+            raise ValueError(
+                f"reading {self.name} needs the datasets library: pip install open_mythos[data]"
+            ) from error
+        stream = datasets.load_dataset(
+            self.name,
+            self.config,
+            data_files=list(self.data_files) or None,
+            split=self.split,
+            revision=self.revision,
+            streaming=True,
+        )
+        if stream.column_names and self.text_field not in stream.column_names:
+            raise ValueError(
+                f"{self.name} has no column {self.text_field!r}; it has {', '.join(stream.column_names)}"
+            )
+        return stream.select_columns([self.text_field])
+
+    def documents(self) -> Iterator[str]:
+        for row in self.dataset():
+            if row[self.text_field]:
+                yield row[self.text_field]
+
+
+Source = Stdlib | Files | Hub
+
+
+def source(*spoken: str) -> Source:
+    """The source a user means: `python`, paths that exist, or `owner/dataset[:config]` of the Hub.
+
+    Raises `ValueError` if it is none of these.
+    """
+    if not spoken or spoken == ("python",):
+        return Stdlib()
+    missing = [path for path in spoken if not Path(path).exists()]
+    if not missing:
+        return Files(paths=spoken)
+    if len(spoken) == 1 and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", spoken[0]):
+        name, _, subset = spoken[0].partition(":")
+        return Hub(name=name, config=subset or (Hub().config if name == Hub().name else None))
+    raise ValueError(
+        f"there is no file or folder {missing[0]!r}; give paths, owner/dataset of the Hub, or python"
+    )
+
+
+def place_of(text: str) -> float:
+    """A number in [0, 1) that is the document's own: equal text, equal place, on every machine."""
+    digest = hashlib.blake2b(text.encode("utf-8", errors="replace"), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
+def is_held_out(text: str, fraction: float) -> bool:
+    """Whether a document belongs to the held-out `fraction`, judged from its text alone."""
+    return place_of(text) < fraction
+
+
+def split_documents(documents: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
+    """Split a corpus in memory into (training, held-out) documents; equal documents stay together.
+
+    A corpus so small that chance holds out nothing (or all) gives (or keeps) the document with the lowest
+    (highest) place. Raises `ValueError` if there are not two different documents, or `fraction` is outside
+    (0, 1).
+    """
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held-out fraction should lie between 0 and 1, got {fraction}")
+    placed = [(place_of(text), text) for text in documents]
+    places = sorted({place for place, _ in placed})
+    if len(places) < 2:
+        raise ValueError(
+            f"a held-out split needs at least 2 different documents, the corpus has {len(places)}"
+        )
+    edge = min(max(fraction, places[1]), places[-1])  # places below the edge are held out
+    training = [text for place, text in placed if place >= edge]
+    return training, [text for place, text in placed if place < edge]
