@@ -4,7 +4,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -79,7 +79,11 @@ class CheckOptions:
 
 def main(argv: list[str]) -> int:
     """Run `mythos data ARGV`; 0 if all went well, 1 after one line on stderr, 2 for a wrong command line."""
-    verbs = {"prepare": PrepareOptions, "show": ShowOptions, "check": CheckOptions}
+    verbs: dict[str, Callable[..., Any]] = {
+        "prepare": PrepareOptions,
+        "show": ShowOptions,
+        "check": CheckOptions,
+    }
     try:
         options = tyro.extras.subcommand_cli_from_dict(verbs, prog="mythos data", args=argv)
     except SystemExit as stop:

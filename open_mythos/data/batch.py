@@ -7,7 +7,8 @@ With `documents`, each position carries the number of its document in the row, s
 documents; the first token of a document is then nobody's target, since its predecessor may not see it coming.
 """
 
-from typing import NamedTuple, Protocol, Self, runtime_checkable
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ class Batch(NamedTuple):
 class Loader(Protocol):
     """Batches without end, and a state of plain JSON data from which exactly the following batches come."""
 
-    def __iter__(self) -> Self: ...
+    def __iter__(self) -> Iterator[Batch]: ...
 
     def __next__(self) -> Batch: ...
 

@@ -11,7 +11,6 @@ Tokenizers, parquet and numpy release Python's lock while they work, so threads 
 import queue
 import threading
 from collections.abc import Sequence
-from typing import Self
 
 from open_mythos.data.batch import Batch, Loader
 
@@ -29,7 +28,7 @@ class Prefetch:
         self._state = loader.state_dict()
         self._worker: _Worker | None = None
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Prefetch":
         return self
 
     def __next__(self) -> Batch:
@@ -96,7 +95,7 @@ class InTurn:
         self.loaders = list(loaders)
         self.turn = 0
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "InTurn":
         return self
 
     def __next__(self) -> Batch:

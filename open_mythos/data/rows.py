@@ -8,7 +8,6 @@ alone. Law: any interleaving of ranks, stops and changes of rank count reads the
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Self
 
 import numpy as np
 from jaxtyping import Integer
@@ -111,7 +110,7 @@ class RowLoader:
                 "give more text or a smaller length"
             )
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "RowLoader":
         return self
 
     def __next__(self) -> Batch:

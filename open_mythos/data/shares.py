@@ -7,7 +7,7 @@ one more. In each epoch the parts come in an order drawn from (seed, epoch).
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -72,7 +72,7 @@ class Reader:
     def __next__(self) -> str:
         return next(self._rows)
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "Reader":
         return self
 
     def state_dict(self) -> dict[str, int]:

@@ -11,7 +11,6 @@ repeated.) Law: a stream stopped anywhere and resumed gives the very same batche
 """
 
 from collections.abc import Iterator
-from typing import Self
 
 import numpy as np
 
@@ -76,7 +75,7 @@ class StreamLoader:
         self.rows = np.zeros((0, config.length + 1), self.carry.dtype)
         self.start = self._place()
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "StreamLoader":
         return self
 
     def __next__(self) -> Batch:

@@ -14,6 +14,7 @@ from open_mythos.data.puzzles.puzzle import PAD, Example, check_difficulty
 
 DIGITS = tuple("0123456789")
 END = ";"
+SIGNS = "+-*"
 
 
 class Addition(Config):
@@ -39,8 +40,8 @@ class Addition(Config):
         digits = rng.integers(10, size=(difficulty, self.digits)).tolist()
         numbers = ["".join(map(str, number)) for number in digits]
         total = str(sum(map(int, numbers)))
-        question = tuple(" + ".join(" ".join(number) for number in numbers).split()) + ("=",)
-        return Example(question, (*(reversed(total) if self.reverse else total), END))
+        question = " + ".join(" ".join(number) for number in numbers).split()
+        return Example((*question, "="), (*(reversed(total) if self.reverse else total), END))
 
 
 class Modular(Config):
@@ -61,11 +62,11 @@ class Modular(Config):
         check_difficulty("Modular", difficulty)
         value, *operands = rng.integers(self.modulus, size=difficulty + 1).tolist()
         words, steps = [str(value)], []
-        for operand in operands:
-            sign = "+-*"[int(rng.integers(3))]
-            if sign == "*":  # a factor of 0 would forget all that came before
-                operand = int(rng.integers(1, self.modulus))
-            value = {"+": value + operand, "-": value - operand, "*": value * operand}[sign] % self.modulus
+        for drawn in operands:
+            sign = SIGNS[int(rng.integers(3))]
+            # a factor of 0 would forget all that came before
+            operand = int(rng.integers(1, self.modulus)) if sign == "*" else drawn
+            value = _apply(sign, value, operand, self.modulus)
             words += [sign, str(operand)]
             steps.append(str(value))
         return Example((*words, "="), (str(value),), tuple(steps))
@@ -119,13 +120,12 @@ class Assignments(Config):
         near = int(rng.choice([place for place, other in enumerate(below) if other == level - 1]))
         other = int(rng.choice([place for place, lower in enumerate(below) if lower < level]))
         one, two = (near, other) if rng.random() < 0.5 else (other, near)
-        sign = "+-*"[int(rng.integers(3))]
-        value = {
-            "+": values[one] + values[two],
-            "-": values[one] - values[two],
-            "*": values[one] * values[two],
-        }
-        return (names[one], sign, names[two]), value[sign] % self.modulus
+        sign = SIGNS[int(rng.integers(3))]
+        return (names[one], sign, names[two]), _apply(sign, values[one], values[two], self.modulus)
+
+
+def _apply(sign: str, left: int, right: int, modulus: int) -> int:
+    return {"+": left + right, "-": left - right, "*": left * right}[sign] % modulus
 
 
 def _levels(rng: np.random.Generator, deepest: int, variables: int) -> list[int]:

@@ -11,6 +11,7 @@ children, counting words answers most questions without following the chain (`sh
 with the outcome of either: every count of words is the same for a true and a false question.
 """
 
+import itertools
 from typing import Literal
 
 import numpy as np
@@ -18,10 +19,13 @@ import numpy as np
 from open_mythos.config import Config
 from open_mythos.data.puzzles.puzzle import PAD, Example, check_difficulty
 
-PEOPLE = tuple(
-    "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo June Kai Lea Max Nora Otto Pia Quin Rosa Sam Tess "
-    "Uma Vera Will Xena Yuri Zoe Abel Bea Carl Dora Emil Faye Gail Hugo Ines Jack".split()  # noqa: SIM905
+# fmt: off
+PEOPLE = (
+    "Ada", "Ben", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana", "Ivo", "June", "Kai", "Lea", "Max",
+    "Nora", "Otto", "Pia", "Quin", "Rosa", "Sam", "Tess", "Uma", "Vera", "Will", "Xena", "Yuri",
+    "Zoe", "Abel", "Bea", "Carl", "Dora", "Emil", "Faye", "Gail", "Hugo", "Ines", "Jack",
 )
+# fmt: on
 SPAN = 12
 Fact = tuple[str, str, str]
 
@@ -61,7 +65,7 @@ def _say(fact: Fact) -> tuple[str, ...]:
 
 def _chain(people: list[str], up: int) -> list[Fact]:
     """The first `up` links lead to a parent, the rest to a child."""
-    links = zip(people, people[1:], strict=False)
+    links = itertools.pairwise(people)
     return [(next_, "parent" if place < up else "child", here) for place, (here, next_) in enumerate(links)]
 
 

@@ -74,7 +74,7 @@ class KHop(Config):
 
 @lru_cache(maxsize=8)
 def world_of(entities: int, relations: int, facts: int, isolated: float) -> tuple[np.ndarray, np.ndarray]:
-    """(where each relation leads from each entity, which of these facts are isolated), both (relations, entities)."""
+    """Where each relation leads from each entity, and which facts are isolated: (relations, entities)."""
     rng = rng_for(facts)
     table = np.stack([rng.permutation(entities) for _ in range(relations)])
     return table, rng.random(table.shape) < isolated
@@ -121,7 +121,8 @@ def follow(symbols: list[int], hops: int) -> list[int]:
     for place, symbol in enumerate(symbols):
         back.append(previous.get(symbol, -1))
         previous[symbol] = place
-    place, visited = len(symbols) - 1, []
+    place = len(symbols) - 1
+    visited: list[int] = []
     while len(visited) < hops and back[place] >= 0:
         place = back[place] + 1
         visited.append(place)

@@ -12,7 +12,7 @@ Law: the answer in the text is the one that a solver gets from the text alone (t
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, Protocol, Self, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -153,7 +153,7 @@ class PuzzleLoader:
         self.difficulties = puzzle.train if split == "train" else puzzle.test
         self.seen = 0
 
-    def __iter__(self) -> Self:
+    def __iter__(self) -> "PuzzleLoader":
         return self
 
     def __next__(self) -> Batch:

@@ -52,7 +52,7 @@ class Reachability(Config):
         else:
             edges, source, target = _paper_negative(rng, self.nodes)
         names = rng.permutation(list(NAMES)).tolist()
-        told = [edge for edge in rng.permutation(sorted(edges)).tolist()] if edges else []
+        told = rng.permutation(sorted(edges)).tolist() if edges else []
         words = [word for one, two in told for word in (names[one], ">", names[two], ";")]
         return Example((*words, names[source], "?", names[target], "="), ("yes" if reachable else "no",))
 

@@ -7,6 +7,7 @@ of the examples, and answers the other half. At chance the feature gives nothing
 - `word_counts`: how often each relation was told, and which is proposed (for `Family`).
 """
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
@@ -30,8 +31,8 @@ def shortcut(puzzle: Puzzles, feature: Feature, difficulty: int, count: int = 20
 def graph_size(question: Sequence[str]) -> Hashable:
     """(edges by fours, ways out of the source up to 2, ways into the target up to 2)."""
     source, target = question[-4], question[-2]
-    out = sum(one == source and mark == ">" for one, mark in zip(question, question[1:], strict=False))
-    into = sum(two == target and mark == ">" for mark, two in zip(question, question[1:], strict=False))
+    out = sum(one == source and mark == ">" for one, mark in itertools.pairwise(question))
+    into = sum(two == target and mark == ">" for mark, two in itertools.pairwise(question))
     return question.count(">") // 4, min(out, 2), min(into, 2)
 
 
