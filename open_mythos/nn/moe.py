@@ -85,7 +85,7 @@ class MixtureOfExperts(nn.Module):
         self, x: Float[Tensor, "M D"]
     ) -> tuple[Int[Tensor, "M k"], Float[Tensor, "M k"], Float[Tensor, "M E"]]:
         """The chosen experts of each token, their weights (sum one), and all scores, in float32."""
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(_kind(x), enabled=False):
             scores = x.float() @ self.router.float().mT
         chosen = (scores.detach() + self.bias.float()).topk(self.config.chosen, dim=-1).indices
         return chosen, scores.gather(-1, chosen).softmax(-1), scores
@@ -132,7 +132,12 @@ def sequence_balance(
     return (experts / k * share * probability).sum(-1).mean()
 
 
+def _kind(x: Tensor) -> str:
+    """Of device; the meta device, which autocast does not know, counts as the CPU."""
+    return "cpu" if x.is_meta else x.device.type
+
+
 def _working_dtype(x: Tensor) -> torch.dtype:
     """The custom op is outside autocast, so it is told what autocast would have chosen."""
-    kind = x.device.type
+    kind = _kind(x)
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
