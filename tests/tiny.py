@@ -4,10 +4,10 @@ from open_mythos.loop import adapt, halt, inject, mark, schedule, start, update
 from open_mythos.loop.core import Loop
 from open_mythos.model import FinalNorm, Matrix, Model
 from open_mythos.nn.attention import GQA, MLA, HeadNorm, ValueEmbedding
-from open_mythos.nn.block import BothNorm, PostNorm, PreNorm, Sandwich
+from open_mythos.nn.block import PreNorm, Sandwich
 from open_mythos.nn.ffn import MLP, MoE, SwiGLU
 from open_mythos.nn.linear import LoRA
-from open_mythos.nn.norm import LayerNorm
+from open_mythos.presets import baseline, chen, kohli, ouro, saunshi, universal
 
 VOCAB, DIM = 61, 32
 GROUPED = GQA(heads=4, kv_heads=2)
@@ -68,32 +68,33 @@ MODELS = {
         leave=FinalNorm(),
         embed_scale=DIM**0.5,
     ),
-    "universal": tiny(
-        Loop(
-            layers=(PostNorm(mixer=GQA(heads=4, rope=None), ffn=MLP(width=64, activation="relu")),),
-            mark=mark.PositionStep(steps=3),
-            halt=halt.ACT(),
-            schedule=schedule.Fixed(steps=3),
+    "universal": universal.universal(
+        universal.Size(vocab=VOCAB, dim=DIM, width=64, heads=4, most=3, dropout=0.0)
+    ),
+    "ouro": ouro.ouro(
+        ouro.Size(
+            vocab=VOCAB, dim=DIM, width=48, heads=4, layers=2, steps=3, threshold=0.8, context=1_000_000
         )
     ),
-    "ouro": Model(
-        vocab=VOCAB,
-        dim=DIM,
-        loop=Loop(
-            layers=2 * (BothNorm(mixer=GQA(heads=4), ffn=SwiGLU(width=48)),),
-            adapt=adapt.NormedStep(),
-            schedule=schedule.Fixed(steps=3),
-        ),
-        norm=None,
-        tied=False,
-    ),
-    "chen": tiny(
-        Loop(
-            layers=(PreNorm(mixer=GQA(heads=4), ffn=MLP(width=64, bias=True), norm=LayerNorm(), scale=1e-4),),
-            mark=mark.StepTable(steps=4),
-            update=update.Gate(),
-            schedule=schedule.Uniform(low=2, high=4),
+    "chen": chen.chen(
+        chen.Size(
+            vocab=VOCAB,
+            dim=DIM,
+            width=64,
+            heads=4,
+            table=4,
+            low=2,
+            high=4,
+            dropout=0.0,
+            full=False,
+            context=99,
         )
+    ),
+    "kohli": kohli.kohli(
+        kohli.Size(vocab=VOCAB, dim=DIM, layers=2, heads=4, context=99, out=1.0, injected=True)
+    ),
+    "saunshi": saunshi.saunshi(
+        saunshi.Size(vocab=VOCAB, dim=DIM, width=48, heads=4, k=1, loops=3, untied=1, context=99)
     ),
     "relaxed": tiny(
         Loop(
@@ -108,5 +109,18 @@ MODELS = {
             schedule=schedule.Fixed(steps=3),
         )
     ),
-    "fixed-depth": tiny(None),
+    "fixed-depth": baseline.llama(
+        baseline.Shape(
+            vocab=VOCAB, dim=DIM, layers=2, heads=4, kv_heads=2, width=48, bias=True, head_norm=True
+        )
+    ),
+}
+# Every token sees every other; not for the laws of causality and of caches.
+ENCODERS = {
+    "universal": universal.universal(
+        universal.Size(vocab=VOCAB, dim=DIM, width=64, heads=4, most=3, dropout=0.0, attention="full")
+    ),
+    "chen": chen.chen(
+        chen.Size(vocab=VOCAB, dim=DIM, width=64, heads=4, table=4, low=2, high=4, dropout=0.0, context=99)
+    ),
 }
