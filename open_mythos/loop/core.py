@@ -110,7 +110,8 @@ class LoopCore(nn.Module):
             frozen, live = (0,) * len(live), tuple(f + n for f, n in zip(frozen, live, strict=True))
         if any(frozen):
             with torch.no_grad():
-                state = _Run(self, frozen, (0,) * len(frozen), live).go(state, ctx, watch, judge)
+                moved = _Run(self, frozen, (0,) * len(frozen), live).go(state, ctx, watch, judge)
+            state = _where(frozen, moved, state)
             # Copies that autocast made without gradient must not be met again with it.
             torch.clear_autocast_cache()
         return _Run(self, live, frozen, (0,) * len(live)).go(state, ctx, watch, judge)
@@ -243,6 +244,15 @@ class _Batch:
             pick = torch.tensor([i for i in here if taken[i] == depth])
             part = Span(span.positions[pick, first:], None, span.end, owners.to(span.positions.device)[pick])
             self.ctx.cache.settle(len(self.loop.layers), depth, part)
+
+
+def _where(frozen: Sequence[int], moved: State, state: State) -> State:
+    """`moved` for the rows with steps in `frozen`; the others are as they were, with their gradient."""
+    if all(frozen):
+        return moved
+    went = _on(state.h.device, [n > 0 for n in frozen])
+    parts = zip(moved, state, strict=True)
+    return State(*(torch.where(went.view(-1, *[1] * (old.ndim - 1)), new, old) for new, old in parts))
 
 
 def _on(device: torch.device, values: Sequence[int]) -> Tensor:
