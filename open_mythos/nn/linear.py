@@ -1,7 +1,8 @@
 """The linear maps inside a layer, and how they may differ from one step of the loop to the next.
 
     Plain    W x
-    LoRA     W x + B_n A_n x, one low-rank pair per step n     Bae et al. 2024 (arXiv 2410.20672), eq. 5
+    LoRA     W x + b + B_n A_n x + b_n, a low-rank pair and a shift per step n
+                                        Bae et al. 2024 (arXiv 2410.20672), eq. 5
 
 Past the last step it was made for, LoRA goes on with that step's pair.
 """
@@ -54,6 +55,7 @@ class LoRAProjection(Projection):
     def __init__(self, wide: int, out: int, bias: bool, residual: bool, config: LoRA) -> None:
         super().__init__(wide, out, bias, residual)
         self.down = nn.Parameter(torch.empty(config.steps, config.rank, wide))
+        self.shift = nn.Parameter(torch.empty(config.steps, out)) if bias else None
         self.up = nn.Parameter(torch.empty(config.steps, out, config.rank))
         self.reset_parameters()
 
@@ -62,13 +64,16 @@ class LoRAProjection(Projection):
         if hasattr(self, "up"):  # the parent's constructor comes here first
             nn.init.normal_(self.down, std=1 / math.sqrt(self.in_features))
             nn.init.zeros_(self.up)
+            if self.shift is not None:
+                nn.init.zeros_(self.shift)
 
     def forward(self, x: Float[Tensor, "B T I"], ctx: Context | None = None) -> Float[Tensor, "B T O"]:
         if ctx is None or ctx.step is None:
             raise ValueError("a LoRA map differs by step, so it can only be used inside a loop")
         step = ctx.step.clamp_max(len(self.down) - 1)
         low = x @ self.down[step].mT.to(x.dtype)
-        return super().forward(x) + low @ self.up[step].mT.to(x.dtype)
+        y = super().forward(x) + low @ self.up[step].mT.to(x.dtype)
+        return y if self.shift is None else y + self.shift[step][:, None].to(x.dtype)
 
 
 Linear = Plain | LoRA

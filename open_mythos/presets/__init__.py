@@ -29,11 +29,22 @@ def names() -> tuple[str, ...]:
 
 @cache
 def _models() -> dict[str, Model]:
-    from open_mythos.presets import baseline, chen, huginn, kohli, ouro, parcae, saunshi, universal
+    from open_mythos.presets import (
+        baseline,
+        chen,
+        huginn,
+        kohli,
+        ouro,
+        parcae,
+        relaxed,
+        retrofit,
+        saunshi,
+        universal,
+    )
 
     models = {f"parcae-{size}": parcae.parcae(size) for size in parcae.SIZES}
     models |= {f"parcae-gpt-{size}": parcae.parcae_gpt(size) for size in parcae.SIZES}
     models |= {f"huginn-{size}": huginn.huginn(size) for size in huginn.SIZES}
-    for page in (ouro, universal, chen, kohli, saunshi, baseline):
+    for page in (ouro, universal, chen, kohli, saunshi, relaxed, retrofit, baseline):
         models |= page.MODELS
     return models
