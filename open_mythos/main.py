@@ -4,14 +4,14 @@
     h_{t+1} = A h_t + B e + (1 + lora_t) block(norm(h_t + t-signal + e)),  halting by ACT
     logits  = head(norm(coda(sum_t w_t h_t)))
 
-All of it is `LoopedLM` of the core (`model.lm`); this file only speaks the original's language. Code written for the
-package open-mythos 0.5.0 runs unchanged, and its weights give the same logits. docs/compatibility.md lists what
-is different and why.
+All of it is `LoopedLM` of the core (`model.lm`); this file only speaks the original's language. Code written
+for the package open-mythos 0.5.0 runs unchanged, and its weights give the same logits. docs/compatibility.md
+lists what is different and why.
 """
 
 from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ from open_mythos.classic.parts import (
 from open_mythos.hub import original
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
+from open_mythos.nn.block import PreNormBlock
 from open_mythos.nn.context import Context
 from open_mythos.shapes import Logits, Tokens
 
@@ -81,11 +82,11 @@ class OpenMythos(nn.Module):
 
     @property
     def prelude(self) -> list[TransformerBlock]:
-        return [TransformerBlock(self.cfg, core=block) for block in self.lm.prelude]
+        return [TransformerBlock(self.cfg, core=cast(PreNormBlock, block)) for block in self.lm.prelude]
 
     @property
     def coda(self) -> list[TransformerBlock]:
-        return [TransformerBlock(self.cfg, core=block) for block in self.lm.coda]
+        return [TransformerBlock(self.cfg, core=cast(PreNormBlock, block)) for block in self.lm.coda]
 
     @property
     def recurrent(self) -> RecurrentBlock:
@@ -101,9 +102,9 @@ class OpenMythos(nn.Module):
     ) -> Logits:
         """Logits for the token after each of `input_ids`.
 
-        `n_loops` is the depth, by default `cfg.max_loop_iters`; more are allowed. `kv_cache` is a dict, empty at first,
-        that remembers what it has seen: later calls give the tokens that follow, one or many, and `start_pos` need
-        not be given. Further options (watch, exit, tally, ...) as for `LoopedLM.features`.
+        `n_loops` is the depth, by default `cfg.max_loop_iters`; more are allowed. `kv_cache` is a dict, empty
+        at first, that remembers what it has seen: later calls give the tokens that follow, one or many, and
+        `start_pos` need not be given. Further options (watch, exit, tally, ...) as for `LoopedLM.features`.
 
         Raises `ValueError` for empty input, ids outside the vocabulary, more tokens than `cfg.max_seq_len`,
         `n_loops` below one and a `start_pos` that is not where the cache ends.
@@ -115,7 +116,7 @@ class OpenMythos(nn.Module):
         logits: Logits = self.lm(input_ids, Plan(self._loops(n_loops)), ctx=ctx, **options)
         return logits
 
-    def generate(
+    def generate(  # noqa: PLR0913 (all but the original's five by name)
         self,
         input_ids: Tokens | Sequence[Sequence[int]],
         max_new_tokens: int = 64,
@@ -132,9 +133,9 @@ class OpenMythos(nn.Module):
     ) -> Tensor | list[list[int]]:
         """Prompts with their continuations: (B, T + new) for a tensor, lists for lists of unequal lengths.
 
-        A temperature of 0 is greedy. Without a `seed` one is drawn from torch's own generator. `n_loops` may be a
-        number per prompt. Options as for `infer.generate.stream`: mask (for padded prompts), eos, stop, exit,
-        policy, on_token. Rows that end early are filled up with `pad`, by default the first `eos`.
+        A temperature of 0 is greedy. Without a `seed` one is drawn from torch's own generator. `n_loops` may
+        be a number per prompt. Options as for `infer.generate.stream`: mask (for padded prompts), eos, stop,
+        exit, policy, on_token. Rows that end early are filled up with `pad`, by default the first `eos`.
         """
         from open_mythos.infer.generate import generate
         from open_mythos.infer.sample import Sampling
@@ -161,8 +162,8 @@ class OpenMythos(nn.Module):
     def from_original(cls, state_dict: Mapping[str, Tensor], cfg: Any, *, released: bool = True) -> Self:
         """The model whose weights the package open-mythos 0.5.0 saved, in their dtype and on their device.
 
-        `cfg` is a `MythosConfig`, a mapping of its fields, or the package's own. With `released` (the default) it
-        computes what the package did, also where that was wrong; without, the same weights run as they
+        `cfg` is a `MythosConfig`, a mapping of its fields or the package's own. With `released`, the default,
+        it computes what the package did, also where that was wrong; without, the same weights run as they
         should. Raises `ValueError` for missing or unknown weights and wrong shapes.
         """
         with torch.device("meta"):
@@ -208,7 +209,7 @@ def _check_ids(ids: Tensor) -> None:
 
 
 def _follow(remembered: int, start_pos: int | None) -> int:
-    """Where the new tokens begin: behind what is remembered. The original's default of 0 counts as not said."""
+    """Where the new tokens begin: behind what is remembered. A 0, the original's default, says nothing."""
     if start_pos and start_pos != remembered:
         raise ValueError(
             f"start_pos={start_pos}, but the cache holds {remembered} tokens, so the next is {remembered}; "

@@ -1,7 +1,7 @@
 """OpenMythos from 1B to 1T parameters: one row per size, one function per row.
 
-The rows are those of the package open-mythos 0.5.0, whose README also speaks of a `mythos_7b` that it lacks; that row
-is ours. Any field can be given anew: `mythos_1b(max_loop_iters=8)`. Counts on the meta device are in
+The rows are those of the package open-mythos 0.5.0, whose README also speaks of a `mythos_7b` that it lacks;
+that row is ours. Any field can be given anew: `mythos_1b(max_loop_iters=8)`. Counts on the meta device are in
 tests/unit/test_variants.py.
 """
 

@@ -3,10 +3,10 @@
     {"prelude_0": {"k": B S G K, "v": B S G K}, "recurrent_loop_0": ..., "coda_0": ...}      GQA
     {"prelude_0": {"c_kv": B S R, "k_rope": B S 1 K}, ...}                                   MLA
 
-What the dict shows is the truth: entries may be cloned, cut or reordered, and a shallow copy of the dict goes its own
-way. Only when an entry still shows all that its buffer holds is the buffer written further in place. A loop that
-earlier tokens never ran sees them as the loop before it did. Law: a cache changes nothing, wherever the prompt is
-cut (tests/unit/test_main.py).
+What the dict shows is the truth: entries may be cloned, cut or reordered, and a shallow copy of the dict
+goes its own way. Only when an entry still shows all that its buffer holds is the buffer written further in
+place. A loop that earlier tokens never ran sees them as the loop before it did. Law: a cache changes nothing,
+wherever the prompt is cut (tests/unit/classic/test_cache.py).
 """
 
 from collections.abc import Callable, Mapping, MutableMapping
@@ -131,7 +131,7 @@ def name_of(place: Place) -> str:
     return f"recurrent_loop_{place.step}" if place.stage == "loop" else f"{place.stage}_{place.layer}"
 
 
-def _shown(entry: dict[str, Tensor], part: int, like: Tensor) -> Tensor:
+def _shown(entry: Mapping[str, Tensor], part: int, like: Tensor) -> Tensor:
     """What the entry shows of this part, laid out as the core wants it: B ... S W."""
     names = ("kv"[part],) if like.ndim == 4 else ("c_kv", "k_rope")
     if not all(name in entry for name in names):

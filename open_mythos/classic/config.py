@@ -1,9 +1,10 @@
 """`MythosConfig`: the original's flat settings, turned into a `Model` of the core.
 
-Names, order and defaults are those of the package open-mythos 0.5.0; two fields are new and come last. In the letters of
-`loop.core` an OpenMythos is
+Names, order and defaults are those of the package open-mythos 0.5.0; two fields are new and come last. In
+the letters of `loop.core` an OpenMythos is
 
-    mark LoopSinusoid, inject norm(h + e), layers one MoE block, adapt depth-wise LoRA, update LTI, halt ACT
+    mark StepSinusoid    inject NormedAdd    layers one PreNorm block with MoE
+    adapt DepthLoRA      update LTI          halt ACT
 
 `released=True` repeats what the package did where that was wrong; docs/compatibility.md lists it.
 """
@@ -11,7 +12,7 @@ Names, order and defaults are those of the package open-mythos 0.5.0; two fields
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Self
 
 from open_mythos.loop.adapt import Adaptation, DepthLoRA, Unadapted
@@ -100,12 +101,12 @@ class MythosConfig:
             ("dropout", -1e-9, 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, Real) or not low < value <= high:
+            if not isinstance(value, int | float) or not low < value <= high:
                 raise ValueError(f"{name} should lie between {max(low, 0)} and {high}, got {value!r}")
         self._check_heads()
         if self.n_experts_per_tok > self.n_experts:
             raise ValueError(
-                f"n_experts_per_tok={self.n_experts_per_tok} is more than there are experts (n_experts={self.n_experts})"
+                f"n_experts_per_tok={self.n_experts_per_tok} is more than n_experts={self.n_experts} experts"
             )
 
     def _check_heads(self) -> None:

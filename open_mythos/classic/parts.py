@@ -3,10 +3,10 @@
     attention, block      part(x, freqs_cis, mask=None, kv_cache=None, cache_key="default")
     RecurrentBlock        part(h, e, freqs_cis, mask=None, n_loops=None, kv_cache=None)
 
-A part made from a config owns its `core`; one that is read off a model (`model.recurrent.block.attn`) stands before
-the model's own, so weights may be read and written through it. Where the core keeps several of the original's weights in
-one tensor (experts, gate and up), the smaller ones are aliases: writes go through, gradients stay with the
-whole. Hooks belong on the core's modules (`model.lm`), which are what runs.
+A part made from a config owns its `core`; one that is read off a model (`model.recurrent.block.attn`) stands
+before the model's own, so weights may be read and written through it. Where the core keeps several of the
+original's weights in one tensor (experts, gate and up), the smaller ones are aliases: writes go through,
+gradients stay with the whole. Hooks belong on the core's modules (`model.lm`), which are what runs.
 """
 
 from operator import attrgetter
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from open_mythos.classic.cache import DictCache, Entries
+from open_mythos.classic.cache import DictCache, Entries, name_of
 from open_mythos.classic.config import MythosConfig
 from open_mythos.loop.adapt import DepthLoRA, LowRankAdaptation
 from open_mythos.loop.core import LoopCore
@@ -26,17 +26,19 @@ from open_mythos.loop.mark import step_sinusoid
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
 from open_mythos.loop.update import LTIUpdate
-from open_mythos.nn.attention import MLA, GroupedAttention, LatentAttention
+from open_mythos.nn.attention import GroupedAttention, LatentAttention
 from open_mythos.nn.block import PreNormBlock
 from open_mythos.nn.cache import Place, Span
 from open_mythos.nn.context import Context
 from open_mythos.nn.linear import Projection
 from open_mythos.nn.moe import MixtureOfExperts
-from open_mythos.nn.norm import RootMeanSquareNorm as RMSNorm
-from open_mythos.nn.rope import rotate
+from open_mythos.nn.norm import RootMeanSquareNorm
+from open_mythos.nn.rope import Rope, rotate
 from open_mythos.shapes import CacheEntry, Hidden, PerToken
 
+RMSNorm = RootMeanSquareNorm
 Table = Complex[Tensor, "S half"]  # one unit phasor per position and pair of channels
+FIRST_LOOP = name_of(Place("loop"))
 HIDDEN = -1e4  # additive masks hide what they lower by more than this
 
 
@@ -78,8 +80,9 @@ class Expert(nn.Module):
         self.down = Projection(expert_dim, dim)
 
     @classmethod
-    def alias(cls, gate: Tensor, up: Tensor, down: Tensor) -> "Expert":
-        """An expert whose weights are these very numbers."""
+    def alias(cls, gate_up: Tensor, down: Tensor) -> "Expert":
+        """An expert whose weights are these very numbers: gate and up (2, F, D) or one below the other."""
+        gate, up = gate_up if gate_up.ndim == 3 else gate_up.chunk(2)
         with torch.device("meta"):
             expert = cls(gate.shape[1], gate.shape[0])
         for name, weight in (("gate", gate), ("up", up), ("down", down)):
@@ -107,7 +110,7 @@ class MoEFFN(nn.Module):
     @property
     def routed_experts(self) -> list[Expert]:
         return [
-            Expert.alias(*gate_up.chunk(2), down)
+            Expert.alias(gate_up, down)
             for gate_up, down in zip(self.core.gate_up, self.core.down, strict=True)
         ]
 
@@ -115,9 +118,9 @@ class MoEFFN(nn.Module):
     def shared_experts(self) -> list[Expert]:
         if self.core.shared_gate_up is None or self.core.shared_down is None:
             return []
-        gates, ups = (half.chunk(self.n_shared) for half in self.core.shared_gate_up.weight.chunk(2))
+        pairs = self.core.shared_gate_up.weight.unflatten(0, (2, self.n_shared, -1)).transpose(0, 1)
         downs = self.core.shared_down.weight.chunk(self.n_shared, dim=1)
-        return [Expert.alias(*weights) for weights in zip(gates, ups, downs, strict=True)]
+        return [Expert.alias(pair, down) for pair, down in zip(pairs, downs, strict=True)]
 
     def forward(self, x: Hidden) -> Hidden:
         nowhere = Context(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
@@ -149,9 +152,10 @@ class GQAttention(nn.Module):
 
 
 class MLAttention(nn.Module):
-    """Multi-head latent attention; remembers {"c_kv", "k_rope"}, the latent normalised and one key for all heads.
+    """Multi-head latent attention; remembers {"c_kv", "k_rope"}.
 
-    The original's `q_up_nope` and `q_up_rope` are one map here, head by head: `q_up`.
+    The latent is kept normalised, and one rotary key serves all heads. The original's `q_up_nope` and
+    `q_up_rope` are one map here, head by head: `q_up`.
     """
 
     q_down, q_norm, q_up, kv_down, kv_norm, kv_up, wo = (
@@ -196,7 +200,7 @@ class TransformerBlock(nn.Module):
         ffn = self.core.ffn
         if isinstance(ffn, MixtureOfExperts):
             return MoEFFN(self.cfg, ffn)
-        return Expert.alias(*ffn.gate_up.weight.chunk(2), ffn.down.weight)
+        return Expert.alias(ffn.gate_up.weight, ffn.down.weight)
 
     def forward(
         self,
@@ -213,7 +217,7 @@ class TransformerBlock(nn.Module):
 class LTIInjection(nn.Module):
     """A h + B e + y, with A strictly inside (0, 1) at any parameter value."""
 
-    log_A, log_dt, B = _inner("log_a"), _inner("log_dt"), _inner("b")
+    log_A, log_dt, B = _inner("log_a"), _inner("log_dt"), _inner("b")  # noqa: N815 (the original's names)
 
     def __init__(self, dim: int, core: LTIUpdate | None = None) -> None:
         super().__init__()
@@ -255,7 +259,7 @@ class LoRAAdapter(nn.Module):
         return self.core.up.weight.T
 
     def forward(self, x: Hidden, loop_t: int) -> Hidden:
-        return self.core.delta(x, torch.tensor([loop_t], device=x.device))
+        return self.core.delta(x, torch.full((len(x),), loop_t, device=x.device))
 
 
 class RecurrentBlock(nn.Module):
@@ -329,17 +333,28 @@ def _context(
     key: str | None = None,
 ) -> Context:
     """The core's context, with the rotation and the sight that the caller handed in already worked out."""
-    config, tokens = mixer.config, x.shape[1]
-    kv_rank, width = (config.kv_rank, config.rope_dim) if isinstance(config, MLA) else (0, mixer.width)
+    tokens, (kv_rank, width) = x.shape[1], _widths(mixer)
     cache = _Forgetful() if kv_cache is None else DictCache(kv_cache, kv_rank, key)
-    past = cache.length(key) if isinstance(cache, DictCache) else 0
+    past = cache.length(key or FIRST_LOOP) if isinstance(cache, DictCache) else 0
     turn = _turn(freqs_cis, past, tokens)
-    memo = {
-        config.rope.key(width): torch.stack([turn.real, turn.imag])[:, None, None],  # 2 1 1 T half
+    memo: dict[object, Tensor] = {
+        _rope(mixer).key(width): torch.stack([turn.real, turn.imag])[:, None, None],  # 2 1 1 T half
         ("sight", "causal"): _visible(mask, tokens, past, x.device),
     }
     positions = torch.arange(past, past + tokens, device=x.device).expand(x.shape[:2])
     return Context(positions, None, past + tokens, cache=cache, memo=memo)
+
+
+def _widths(mixer: GroupedAttention | LatentAttention) -> tuple[int, int]:
+    """Of the remembered latent, if there is one, and of what is rotated."""
+    if isinstance(mixer, LatentAttention):
+        return mixer.config.kv_rank, mixer.config.rope_dim
+    return 0, mixer.width
+
+
+def _rope(mixer: GroupedAttention | LatentAttention) -> Rope:
+    assert mixer.config.rope is not None
+    return mixer.config.rope
 
 
 def _turn(freqs_cis: Table, past: int, tokens: int) -> Table:
@@ -347,8 +362,8 @@ def _turn(freqs_cis: Table, past: int, tokens: int) -> Table:
     turn = freqs_cis if len(freqs_cis) == tokens else freqs_cis[past : past + tokens]
     if len(turn) < tokens:
         raise ValueError(
-            f"the rotary table has {len(freqs_cis)} positions; {past} remembered and {tokens} new tokens need "
-            f"{past + tokens}, or exactly the {tokens} rows of the new ones"
+            f"the rotary table has {len(freqs_cis)} positions; for {tokens} tokens after {past} remembered "
+            f"ones give all {past + tokens}, or exactly the last {tokens}"
         )
     return turn
 

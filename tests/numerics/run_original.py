@@ -1,4 +1,4 @@
-"""Run by tests/numerics/test_original.py in a process of its own: the package's main.py, its weights and its logits.
+"""Run by test_original.py in a process of its own: the package's main.py, its weights and its logits.
 
 python run_original.py MAIN.py SPEC.json OUT.pt
 """
@@ -26,7 +26,7 @@ def run(original, cfg, tokens, prompt, loops, halting):
     model = original.OpenMythos(original.MythosConfig(**cfg)).eval()
     for name, weight in model.state_dict().items():
         if not name.startswith("freqs"):
-            weight += 0.1 * torch.randn_like(weight)
+            weight.add_(torch.randn_like(weight), alpha=0.1)
     if halting is not None:
         model.recurrent.act.halt.bias.fill_(halting)
     ids = torch.randint(cfg["vocab_size"], (2, tokens))
