@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from open_mythos.config import Config
 from open_mythos.loop.adapt import Adaptation, Unadapted
-from open_mythos.loop.exit import Exit
+from open_mythos.loop.exit import Exit, Notes
 from open_mythos.loop.halt import Halting, Last, finish
 from open_mythos.loop.inject import Injection, Nothing
 from open_mythos.loop.mark import Mark, Unmarked
@@ -32,7 +32,6 @@ from open_mythos.loop.schedule import Fixed, Plan, Schedule
 from open_mythos.loop.start import Embedded, Start
 from open_mythos.loop.state import State
 from open_mythos.loop.update import Replace, Update
-from open_mythos.nn.attention import GQA
 from open_mythos.nn.attention import MLA
 from open_mythos.nn.block import Block
 from open_mythos.nn.cache import Span
@@ -100,21 +99,22 @@ class LoopCore(nn.Module):
     ) -> State:
         """As many turns as `plan` says. `judge` may end tokens earlier.
 
-        `watch(n, state)` sees the state after step n, counted from zero, of the rows still in the loop. A token
-        that is done stays as long as somebody watches.
+        `watch(n, state)` sees the state after step n, counted from zero, of the rows still in the loop. A
+        token that is done stays as long as somebody watches.
         """
         if ctx.start is None:  # padding has nothing to think about
             state = state._replace(left=state.left * (ctx.positions >= 0))
+        notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
         if not torch.is_grad_enabled():
             frozen, live = (0,) * len(live), tuple(f + n for f, n in zip(frozen, live, strict=True))
         if any(frozen):
             with torch.no_grad():
-                moved = _Run(self, frozen, (0,) * len(frozen), live).go(state, ctx, watch, judge)
+                moved = _Run(self, frozen, (0,) * len(frozen), live, notes).go(state, ctx, watch, judge)
             state = _where(frozen, moved, state)
             # Copies that autocast made without gradient must not be met again with it.
             torch.clear_autocast_cache()
-        return _Run(self, live, frozen, (0,) * len(live)).go(state, ctx, watch, judge)
+        return _Run(self, live, frozen, (0,) * len(live), notes).go(state, ctx, watch, judge)
 
 
 class _Run:
@@ -122,9 +122,14 @@ class _Run:
     and `after[i]` more will follow in a later phase."""
 
     def __init__(
-        self, loop: LoopCore, turns: tuple[int, ...], offset: tuple[int, ...], after: tuple[int, ...]
+        self,
+        loop: LoopCore,
+        turns: tuple[int, ...],
+        offset: tuple[int, ...],
+        after: tuple[int, ...],
+        notes: Notes,
     ) -> None:
-        self.loop, self.turns, self.offset, self.after = loop, turns, offset, after
+        self.loop, self.turns, self.offset, self.after, self.notes = loop, turns, offset, after, notes
 
     def go(self, state: State, ctx: Context, watch: Watcher | None, judge: Judge | None) -> State:
         batch = _Batch(self.loop, list(range(len(self.turns))), state, ctx)
@@ -159,7 +164,9 @@ class _Run:
 
     def _may_leave(self, ctx: Context, judge: Judge | None) -> bool:
         adaptive = judge is not None or not isinstance(self.loop.config.halt, Last)
-        return adaptive and not torch.is_grad_enabled() and (ctx.cache is None or not ctx.cache.exact)
+        if torch.is_grad_enabled() or ctx.positions.is_meta:  # on meta nobody can tell who is done
+            return False
+        return adaptive and (ctx.cache is None or not ctx.cache.exact)
 
     def _judge(self, judge: Judge, before: State, batch: "_Batch", taken: list[int]) -> State:
         """Tokens that were done keep their answer; the rule is asked about the others."""
@@ -169,7 +176,8 @@ class _Run:
         due = [n >= rule.least and n % rule.every == 0 for n in taken]
         if not any(due):
             return state
-        enough = rule.enough(before, state, lambda s: read(finish(self.loop.halt, s), batch.ctx))
+        notes = self.notes.of(batch.rows, state.left.shape[1])
+        enough = rule.enough(before, state, lambda s: read(finish(self.loop.halt, s), batch.ctx), notes)
         ends = enough & ~done if all(due) else enough & ~done & _on(done.device, due)[:, None]
         ended = finish(self.loop.halt, state)
         return state._replace(
@@ -183,8 +191,6 @@ class _Batch:
 
     def __init__(self, loop: LoopCore, rows: list[int], state: State, ctx: Context) -> None:
         self.loop, self.rows, self.state, self.ctx, self.out = loop, rows, state, ctx, state
-        # Where tokens look ahead too, somebody needs a token for as long as anyone in its row runs.
-        self.looks_ahead = any(_looks_ahead(layer) for layer in loop.config.layers)
 
     def keep(self, rows: list[int], taken: list[int]) -> None:
         """Go on with `rows`; the others leave, after the steps in `taken`."""
@@ -206,7 +212,7 @@ class _Batch:
         columns = running.any(0).nonzero()
         needed = 0 if not len(columns) else int(columns[-1]) + 1 if causal else running.shape[1]
         everyone = list(range(len(self.rows)))
-        if 0 < needed < running.shape[1] and not self.looks_ahead:
+        if 0 < needed < running.shape[1]:
             self._put(everyone, needed)
             self._settle(everyone, needed, taken)
             whole = torch.tensor(everyone, device=running.device)
@@ -261,7 +267,3 @@ def _on(device: torch.device, values: Sequence[int]) -> Tensor:
         dtype = torch.bool if isinstance(values[0], bool) else torch.long
         return torch.full((len(values),), values[0], dtype=dtype, device=device)
     return torch.tensor(values, device=device)
-
-
-def _looks_ahead(layer: Block) -> bool:
-    return isinstance(layer.mixer, GQA) and layer.mixer.attention == "full"

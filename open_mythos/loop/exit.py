@@ -5,22 +5,30 @@ what would be read out run the coda and the head at every check.
 
     Steps            a prescribed number of steps
     StateChange      |h_n - h_{n-1}| / |h_n| below a threshold          Huginn (arXiv 2502.05171)
+    StateTurn        1 - cos(h_n, h_{n-1}) below a threshold            Huginn's code
     ReadoutChange    KL(p_{n-1} || p_n) between successive readouts
                      Huginn; Kohli et al. 2026 (arXiv 2604.07822)
+    PeakChange       the same, after the improbable has been made alike Huginn's code (min-p KL)
+    EntropyChange    |H(p_n) - H(p_{n-1})| below a threshold            Huginn's code
+    SameToken        the likeliest token stayed the same for so long    Huginn's code
     Confidence       entropy of the readout below a threshold           Popescu et al. 2026 (arXiv 2607.20519)
 
-`least` steps are always taken, and the rule is asked every `every` steps.
+`least` steps are always taken, and the rule is asked every `every` steps. Where a rule offers `together`, all
+tokens of a row may be made to leave at once: when its last one has had enough or, for rules on the state,
+when they have on average. Huginn's code reads a prompt so.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import final
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
+from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.loop.state import State
-from open_mythos.shapes import Logits
+from open_mythos.shapes import Logits, PerToken
 
 Readout = Callable[[State], Logits]
 Enough = Bool[Tensor, "B T"]
@@ -31,7 +39,7 @@ class Steps(Config):
     least: int = 1
     every: int = 1
 
-    def enough(self, before: State, after: State, readout: Readout) -> Enough:
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
         return after.taken >= self.steps
 
 
@@ -39,10 +47,25 @@ class StateChange(Config):
     threshold: float = 0.03
     least: int = 2
     every: int = 1
+    together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout) -> Enough:
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
         moved = torch.linalg.vector_norm(after.h - before.h, dim=-1, dtype=torch.float32)
-        return moved < self.threshold * torch.linalg.vector_norm(after.h, dim=-1, dtype=torch.float32)
+        change = moved / torch.linalg.vector_norm(after.h, dim=-1, dtype=torch.float32)
+        return _on_average(change, self.together) < self.threshold
+
+
+class StateTurn(Config):
+    """Nothing has turned away from a state of zero."""
+
+    threshold: float = 1e-3
+    least: int = 2
+    every: int = 1
+    together: bool = False
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        turn = 1 - F.cosine_similarity(after.h.float(), before.h.float(), dim=-1)
+        return _on_average(turn, self.together) < self.threshold
 
 
 class ReadoutChange(Config):
@@ -50,11 +73,66 @@ class ReadoutChange(Config):
     entropy: float | None = None  # also ask for an entropy below this, in nats (Kohli et al.)
     least: int = 2
     every: int = 1
+    together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout) -> Enough:
-        old, new = readout(before).float().log_softmax(-1), readout(after).float().log_softmax(-1)
-        settled = (old.exp() * (old - new)).sum(-1) < self.threshold
-        return settled if self.entropy is None else settled & (-(new.exp() * new).sum(-1) < self.entropy)
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        old, new = _successive(before, after, readout, notes if self.every == 1 else None)
+        settled = _divergence(old, new) < self.threshold
+        if self.entropy is not None:
+            settled = settled & (_entropy(new) < self.entropy)
+        return _as_the_last(settled, self.together)
+
+
+class PeakChange(Config):
+    """Before they are compared, probabilities below `share` of the largest become 1 / V each."""
+
+    threshold: float = 1e-5
+    share: float = 0.1
+    least: int = 2
+    every: int = 1
+    together: bool = False
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        old, new = _successive(before, after, readout, notes if self.every == 1 else None)
+        settled = _divergence(self._peaks(old), self._peaks(new)) < self.threshold
+        return _as_the_last(settled, self.together)
+
+    def _peaks(self, logs: Logits) -> Logits:
+        p = logs.exp()
+        p = p.masked_fill(p < self.share * p.amax(-1, keepdim=True), 1 / p.shape[-1])
+        return (p / p.sum(-1, keepdim=True)).log()
+
+
+class EntropyChange(Config):
+    threshold: float = 1e-3  # nats
+    least: int = 2
+    every: int = 1
+    together: bool = False
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        old, new = _successive(before, after, readout, notes if self.every == 1 else None)
+        return _as_the_last((_entropy(new) - _entropy(old)).abs() < self.threshold, self.together)
+
+
+class SameToken(Config):
+    """`times` checks in a row found the same token as the check before. Has to be asked from the start on."""
+
+    times: int = 5
+    least: int = 1
+    every: int = 1
+    together: bool = False
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        if notes is None:
+            raise ValueError("SameToken counts over several steps, so whoever asks it must hand it notes")
+        top = readout(after).argmax(-1)
+        last, count = notes.read("top"), notes.read("count")
+        if last is None or count is None:
+            last, count = torch.full_like(top, -1), torch.zeros_like(top)
+        count = torch.where(top == last, count + 1, 0)
+        notes.write("top", top)
+        notes.write("count", count)
+        return _as_the_last(count >= self.times, self.together)
 
 
 class Confidence(Config):
@@ -62,9 +140,57 @@ class Confidence(Config):
     least: int = 1
     every: int = 1
 
-    def enough(self, before: State, after: State, readout: Readout) -> Enough:
-        new = readout(after).float().log_softmax(-1)
-        return -(new.exp() * new).sum(-1) < self.entropy
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return _entropy(readout(after).float().log_softmax(-1)) < self.entropy
 
 
-Exit = Steps | StateChange | ReadoutChange | Confidence
+@final
+class Notes:
+    """What a rule wrote down at its last check, for every token of a call, while rows and tokens leave."""
+
+    def __init__(self, rows: int, tokens: int) -> None:
+        self.total, self.rows, self.tokens = rows, list(range(rows)), tokens
+        self._written: dict[str, Tensor] = {}
+
+    def of(self, rows: Sequence[int], tokens: int) -> "Notes":
+        """From now on of these rows of the call, and their first so many tokens."""
+        self.rows, self.tokens = list(rows), tokens
+        return self
+
+    def read(self, name: str) -> Tensor | None:
+        return self._written[name][self.rows, : self.tokens] if name in self._written else None
+
+    def write(self, name: str, value: Tensor) -> None:
+        if name not in self._written:
+            self._written[name] = value.new_zeros(self.total, *value.shape[1:])
+        self._written[name][self.rows, : self.tokens] = value.detach()
+
+
+def _successive(before: State, after: State, readout: Readout, notes: Notes | None) -> tuple[Logits, Logits]:
+    """Log-probabilities before and after the step. Read out in this order: a cache keeps the last."""
+    old = None if notes is None else notes.read("readout")
+    if old is None:
+        old = readout(before).float().log_softmax(-1)
+    new = readout(after).float().log_softmax(-1)
+    if notes is not None:
+        notes.write("readout", new)
+    return old, new
+
+
+def _divergence(old: Logits, new: Logits) -> PerToken:
+    return (old.exp() * (old - new)).sum(-1)
+
+
+def _entropy(logs: Logits) -> PerToken:
+    return -(logs.exp() * logs).sum(-1)
+
+
+def _on_average(quantity: PerToken, together: bool) -> PerToken:
+    return quantity.mean(1, keepdim=True).expand_as(quantity) if together else quantity
+
+
+def _as_the_last(enough: Enough, together: bool) -> Enough:
+    return enough[:, -1:].expand_as(enough) if together else enough
+
+
+Exit = Steps | StateChange | StateTurn | ReadoutChange | PeakChange | EntropyChange | SameToken | Confidence
