@@ -13,14 +13,20 @@ How much of the depth is kept is a policy of the cache:
     Shared       one slot, overwritten by each step: a token is seen as it last was
                  Geiping et al. 2025 (arXiv 2502.05171), Zhu et al. 2025 (arXiv 2510.25741)
     Ring         the last `slots` steps: step n lives in slot n mod slots (Geiping et al. 2025)
+    Anchor       the first `steps` steps a slot each, all later ones share one more (Geiping et al. 2025)
 
-Whoever looks at a step that a token never took sees its latest step before that one.
+Whoever looks at a step that a token never took sees its latest step before that one, except under
+
+    Skip         the token is not seen at that step (what Huginn's code does unless told otherwise)
+    Deepest      then all tokens are seen as their last step left them ("always-last" in Huginn's code)
+    Folded       neighbouring layers share a slot (its "compress-r"): kept to compare, not to be used
 Law: tests/laws/test_cache.py.
 """
 
 from typing import NamedTuple, Protocol, final, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from open_mythos.config import Config
@@ -93,6 +99,39 @@ class Ring(Config):
         return step % self.slots
 
 
+class Anchor(Config):
+    steps: int = 8
+    exact: bool = False
+
+    def slot(self, step: int) -> int:
+        return min(step, self.steps)
+
+
+class Skip(Config):
+    exact: bool = False
+
+    def slot(self, step: int) -> int:
+        return step
+
+
+class Deepest(Config):
+    exact: bool = False
+
+    def slot(self, step: int) -> int:
+        return step
+
+
+class Folded(Config):
+    """The loop's layers are counted through all steps; `share` in a row hold their entries in one place."""
+
+    layers: int
+    share: int = 2
+    exact: bool = True
+
+    def fold(self, layer: int, step: int) -> int:
+        return (step * self.layers + layer) // self.share
+
+
 @final
 class KVCache:
     """Preallocated buffers, one per (stage, layer, slot), each (rows, ..., capacity + 1, W).
@@ -107,6 +146,7 @@ class KVCache:
         self.rows, self.capacity = rows, capacity
         self.policy: Policy = policy if policy is not None else PerLoop()
         self._held: dict[tuple[str, int, int, int], Tensor] = {}
+        self._depth = torch.zeros(rows, capacity + 1, dtype=torch.int32)  # steps that each token took
 
     @property
     def exact(self) -> bool:
@@ -122,6 +162,19 @@ class KVCache:
             raise ValueError(f"the cache holds {self.capacity} tokens per row, but {span.end} were asked for")
         if span.rows is None and len(new) != self.rows:
             raise ValueError(f"the cache is for {self.rows} rows, the batch has {len(new)}")
+        held = self._put(place, new, span)
+        if place.stage != "loop" or not isinstance(self.policy, Skip | Deepest):
+            return held
+        self._count(place, span)
+        return held if isinstance(self.policy, Skip) else self._deepest(place, held, span)
+
+    def missing(self, place: Place, span: Span) -> Bool[Tensor, "B S"] | None:
+        """Which of the tokens that one could look back on are not there at this step."""
+        if place.stage != "loop" or not isinstance(self.policy, Skip):
+            return None
+        return self._depths(span) <= _steps(place, span)
+
+    def _put(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
         if isinstance(place.step, int):
             held = self._buffer(place, place.step, new)
             _write(held, new, span)
@@ -136,7 +189,7 @@ class KVCache:
         return parts
 
     def settle(self, layers: int, taken: int, span: Span) -> None:
-        if taken < 1:
+        if taken < 1 or isinstance(self.policy, Skip | Deepest | Folded):
             return
         source = self.policy.slot(taken - 1)
         for (stage, layer, slot, part), held in self._held.items():
@@ -146,16 +199,47 @@ class KVCache:
     def keep(self, rows: Tensor) -> None:
         """Only these rows from now on, in this order."""
         self._held = {key: held[rows] for key, held in self._held.items()}
+        self._depth = self._depth[rows.to(self._depth.device)]
         self.rows = len(rows)
 
     def _buffer(self, place: Place, step: int, like: Tensor) -> Tensor:
-        slot = self.policy.slot(step) if place.stage == "loop" else 0
-        key = place.stage, place.layer, slot, place.part
+        layer, slot = self._address(place, step)
+        key = place.stage, layer, slot, place.part
         if key not in self._held:
             shape = self.rows, *like.shape[1:-2], self.capacity + 1, like.shape[-1]
-            before = self._held.get((place.stage, place.layer, slot - 1, place.part))
+            before = self._held.get((place.stage, layer, slot - 1, place.part))
             self._held[key] = like.new_zeros(shape) if before is None else before.clone()
         return self._held[key]
+
+    def _address(self, place: Place, step: int) -> tuple[int, int]:
+        """Layer and slot."""
+        if place.stage != "loop":
+            return place.layer, 0
+        if isinstance(self.policy, Folded):
+            return 0, self.policy.fold(place.layer, step)
+        return place.layer, self.policy.slot(step)
+
+    def _count(self, place: Place, span: Span) -> None:
+        """The tokens of `span` are at this step."""
+        self._depth = self._depth.to(span.positions.device)
+        rows = span.rows if span.rows is not None else torch.arange(self.rows, device=span.positions.device)
+        columns = _columns(self._depth[..., None], span)
+        self._depth[rows[:, None], columns] = (_steps(place, span) + 1).expand(columns.shape).int()
+
+    def _depths(self, span: Span) -> Int[Tensor, "B S"]:
+        depth = self._depth[:, : span.end]
+        return depth if span.rows is None else depth[span.rows]
+
+    def _deepest(self, place: Place, held: CacheEntry, span: Span) -> CacheEntry:
+        """All at this step where they all took it, else each token at its last one."""
+        depth, step = self._depths(span), _steps(place, span)
+        gap = ((depth > 0) & (depth <= step)).any(1, keepdim=True)
+        at = torch.where(gap, depth - 1, step)
+        for (stage, layer, slot, part), buffer in self._held.items():
+            if (stage, layer, part) == (place.stage, place.layer, place.part):
+                here = (at == slot).view(len(at), *[1] * (held.ndim - 3), -1, 1)
+                held = torch.where(here, _read(buffer, span).to(held.dtype), held)
+        return held
 
 
 @final
@@ -174,6 +258,12 @@ class GrowingCache:
 
     def settle(self, layers: int, taken: int, span: Span) -> None:
         """Rows in step leave together, so nobody looks deeper than they went."""
+
+
+def _steps(place: Place, span: Span) -> Int[Tensor, "#B 1"]:
+    """The step that each row of the batch is at."""
+    steps = [place.step] if isinstance(place.step, int) else list(place.step)
+    return torch.tensor(steps, device=span.positions.device)[:, None]
 
 
 def _columns(held: Tensor, span: Span) -> Positions:
@@ -207,4 +297,4 @@ def _take(span: Span, here: Tensor) -> Span:
     return Span(span.positions[here], span.start, span.end, rows)
 
 
-Policy = PerLoop | LastExited | Shared | Ring
+Policy = PerLoop | LastExited | Shared | Ring | Anchor | Skip | Deepest | Folded

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from open_mythos.nn.cache import Cache, Place, Span
+from open_mythos.nn.cache import Cache, KVCache, Place, Span
 from open_mythos.nn.tally import Tally
 from open_mythos.shapes import CacheEntry, Mask, Positions, Rows, Steps, Tokens
 
@@ -130,6 +130,16 @@ class Context:
 
     def sight(self, attention: Literal["causal", "full"] = "causal") -> Sight:
         """What this call's queries may look at, among the columns that `extend` returned."""
+        sight = self._ordinary(attention)
+        if self.fresh or not isinstance(self.cache, KVCache):
+            return sight
+        gaps = self.cache.missing(self.place, self.span)
+        if gaps is None:
+            return sight
+        there = ~gaps[:, None, None].expand(-1, -1, self.positions.shape[1], -1)
+        return Sight(mask=there if sight.mask is None else there & sight.mask)
+
+    def _ordinary(self, attention: Literal["causal", "full"]) -> Sight:
         plain = self.mask is None and self.documents is None
         if plain and self.start is not None:
             if attention == "full" or (self.positions.shape[1] == 1 and not self.fresh):
