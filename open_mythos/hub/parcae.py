@@ -173,7 +173,7 @@ def _schedule(config: Settings) -> Schedule:
     mean, grad = config["mean_recurrence"], config["mean_backprop_depth"]
     per: Per = "batch" if config["recurrent_iteration_method"] == "per-batch" else "sequence"
     if scheme.startswith("poisson-truncated-full"):
-        return Poisson(mean=float(max(mean, grad)), grad=grad, per=per)
+        return Poisson(mean=float(max(mean, grad)), grad=grad, per=per, on_top=per == "batch")
     if scheme.startswith("poisson-full"):
         return Poisson(mean=float(max(mean, grad)), per=per)
     return Fixed(steps=max(mean, grad), grad=grad)  # their other schemes are not drawn from here

@@ -109,6 +109,7 @@ class Poisson(Config):
     per: Per = "sequence"
     least: int = 1
     most: int | None = None
+    on_top: bool = False  # steps with gradient follow all T without, as in Parcae's code where per batch
 
     def __post_init__(self) -> None:
         _check(self.mean, self.grad)
@@ -120,6 +121,9 @@ class Poisson(Config):
     def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
         rate = torch.full((1 if self.per == "batch" else batch,), float(self.mean))
         steps = torch.poisson(rate, generator=rng).long().clamp(self.least, self.most)
+        if self.on_top:
+            live = steps.clamp(max=self.grad)
+            return Plan(_numbers(steps + live, self.per), _numbers(live, self.per))
         return _plan(steps, self.grad, self.per)
 
 
@@ -171,8 +175,12 @@ class Ramp(Config):
 
 
 def _plan(steps: torch.Tensor, grad: int | None, per: Per) -> Plan:
-    drawn = tuple(int(s) for s in steps)
-    return Plan(drawn[0] if per == "batch" else drawn, grad)
+    return Plan(_numbers(steps, per), grad)
+
+
+def _numbers(drawn: torch.Tensor, per: Per) -> int | tuple[int, ...]:
+    numbers = tuple(int(n) for n in drawn)
+    return numbers[0] if per == "batch" else numbers
 
 
 def _check(steps: float, grad: int | None) -> None:
