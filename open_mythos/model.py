@@ -7,22 +7,26 @@ Training, generation, the batching engine and the probes call these four and not
 one path through the network and one place to read it. Without a loop it is the fixed-depth baseline.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import final
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from open_mythos.config import Config
 from open_mythos.loop.core import Loop, Watcher
 from open_mythos.loop.exit import Exit
+from open_mythos.loop.inject import DiagonalInjection
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
+from open_mythos.loop.update import LTIUpdate
 from open_mythos.nn.block import Block
 from open_mythos.nn.cache import Cache
 from open_mythos.nn.context import Context
 from open_mythos.nn.init import Init, Normal, initialise
 from open_mythos.nn.linear import Projection
+from open_mythos.nn.moe import MixtureOfExperts
 from open_mythos.nn.norm import Norm, RMSNorm
 from open_mythos.nn.tally import Tally, Where
 from open_mythos.shapes import Features, Hidden, Logits, PerSequence, Steps, Tokens
@@ -75,10 +79,19 @@ class LoopedLM(nn.Module):
         self.coda = nn.ModuleList(block.build(dim) for block in config.coda)
         self.norm = config.norm.build(dim) if config.norm is not None else None
         self.head = nn.Linear(dim, config.vocab, bias=False)
-        if config.tied:
-            self.head.weight = self.embed.weight
+        self._tie()
         if not self.embed.weight.is_meta:
             self.reset_parameters()
+
+    def _tie(self) -> None:
+        if self.config.tied:
+            self.head.weight = self.embed.weight
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> "LoopedLM":
+        """Giving storage to a model from the meta device makes each parameter anew, so tie them again."""
+        super()._apply(fn, recurse)
+        self._tie()
+        return self
 
     def reset_parameters(self) -> None:
         """Fill every weight anew; for a model that was made on the meta device and then given storage."""
@@ -160,14 +173,22 @@ class LoopedLM(nn.Module):
     def rebalance(self, loads: Mapping[Where, Tensor]) -> None:
         """Move the router biases by the load that each layer's experts had in the last update."""
         for (stage, layer), load in loads.items():
-            blocks = self.prelude if stage == "prelude" else self.coda if stage == "coda" else self.loop.layers
-            blocks[layer].ffn.rebalance(load)
+            experts = self._blocks(stage)[layer].ffn
+            assert isinstance(experts, MixtureOfExperts)
+            experts.rebalance(load)
+
+    def _blocks(self, stage: str) -> nn.ModuleList:
+        if stage == "loop" and self.loop is not None:
+            return self.loop.layers
+        return self.prelude if stage == "prelude" else self.coda
 
     def spectral_radius(self) -> float | None:
         """max |A| of the loop's diagonal linear part; none where it has no such part."""
         parts = [] if self.loop is None else [self.loop.inject, self.loop.update]
-        decays = [float(part.decay().detach().max()) for part in parts if hasattr(part, "decay")]
-        return max(decays, default=None)
+        diagonal = [part for part in parts if isinstance(part, (DiagonalInjection, LTIUpdate))]
+        decays = [part.decay().detach() for part in diagonal]
+        wholes = [d.full_tensor() if isinstance(d, DTensor) else d for d in decays]
+        return max((float(whole.max()) for whole in wholes), default=None)
 
     def check(self, tokens: Tokens) -> None:
         """Raise `ValueError` unless `tokens` are some, and of this vocabulary. (Skipped where it would wait
