@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 if TYPE_CHECKING:
+    import torch
+
     from open_mythos.data.corpus import Corpus
     from open_mythos.train.fit import Every, Run
+    from open_mythos.train.parallel import World
     from open_mythos.train.progress import Progress
     from open_mythos.train.recipe import Recipe
     from open_mythos.train.step import TrainState
@@ -33,13 +36,14 @@ class Options:
     """Dotted assignments to the recipe; values are JSON."""
 
     data: tuple[str, ...] = ()
-    """Text files or folders, a prepared token folder, or a dataset of the Hub. Default: Python's own source."""
+    """Text files or folders, a prepared token folder, a dataset of the Hub (streamed), or puzzles such as
+    khop. Default: Python's own source."""
 
     out: Path | None = None
     """The run's folder. Default: runs/RECIPE."""
 
     resume: bool = False
-    """Go on from the folder's newest intact checkpoint."""
+    """Go on from the folder's newest intact checkpoint. What torchrun or SLURM start again does by itself."""
 
     fresh: bool = False
     """Start over, even if the folder already holds a run."""
@@ -55,6 +59,9 @@ class Options:
 
     threads: Annotated[int | None, tyro.conf.arg(help="CPU threads. Default: one per core.")] = None
 
+    wait: float = 600.0
+    """Under torchrun: seconds to wait for the other processes."""
+
     sweep: bool = True
     """At the end, measure held-out loss against the number of loops, and write the report."""
 
@@ -63,24 +70,33 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos train", args=argv)
     import torch
 
-    from open_mythos.cli.main import Stop
-    from open_mythos.train.fit import Run, Stopped
+    from open_mythos.train.parallel import join
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    device = _device(options.device)
+    with join(device, options.wait) as world:
+        _run(options, device, world)
+    return 0
+
+
+def _run(options: Options, device: torch.device, world: World) -> None:
+    from open_mythos.cli.main import Stop
+    from open_mythos.train.fit import Run, Stopped
+
     recipe, folder = _plan(options)
-    _guard(folder, options)
-    corpus = _read(recipe)
-    run = Run(recipe, corpus, folder, _device(options.device))
-    state = run.resume() if options.resume else run.begin()
+    resume = world.first(lambda: _guard(folder, options))
+    run = Run(recipe, _read(recipe, world), folder, device, world)
+    state = run.resume() if resume else run.begin()
     try:
         state = _train(run, state)
     except Stopped as stopped:
-        print(f"Saved at step {state.step}. Go on with: mythos train {options.recipe} --out {folder} --resume")
+        if world.rank == 0:
+            again = f"mythos train {options.recipe} --out {folder} --resume"
+            print(f"Saved at step {state.step}. Go on with: {again}")
         raise Stop(128 + stopped.number) from None
-    if options.sweep:
+    if options.sweep and world.rank == 0:
         _finish(run, state)
-    return 0
 
 
 def _plan(options: Options) -> tuple[Recipe, Path]:
@@ -117,11 +133,14 @@ def _recipe(options: Options) -> tuple[Recipe, str]:
     return for_model(preset(spoken)), spoken
 
 
-def _guard(folder: Path, options: Options) -> None:
-    """Never write over a run by accident."""
+def _guard(folder: Path, options: Options) -> bool:
+    """Never write over a run by accident. Whether to resume."""
     from open_mythos.train.checkpoint import steps_in
+    from open_mythos.train.parallel import restarted
 
     steps = steps_in(folder / "checkpoints")
+    if restarted():
+        return bool(steps)
     if options.resume and not steps:
         raise ValueError(f"{folder} has no whole checkpoint to resume from")
     if options.fresh and steps:
@@ -134,12 +153,13 @@ def _guard(folder: Path, options: Options) -> None:
             f"{folder} already holds a run, at step {last}; go on with --resume, start over with --fresh, "
             "or choose another folder with --out"
         )
+    return options.resume
 
 
-def _read(recipe: Recipe) -> Corpus:
+def _read(recipe: Recipe, world: World) -> Corpus:
     from rich.console import Console
 
-    console = Console(stderr=True)
+    console = Console(stderr=True, quiet=world.rank > 0)
     with console.status("reading and tokenising the corpus"):
         corpus = recipe.data.build()
     if corpus.tokenizer.vocab_size > recipe.model.vocab:
@@ -147,9 +167,7 @@ def _read(recipe: Recipe) -> Corpus:
             f"the tokenizer has {corpus.tokenizer.vocab_size} ids, the model's vocabulary only "
             f"{recipe.model.vocab}; set model.vocab={corpus.tokenizer.vocab_size} or choose another tokenizer"
         )
-    console.print(
-        f"{len(corpus.training):,} tokens to learn from, {len(corpus.held_out):,} held out", highlight=False
-    )
+    console.print(str(corpus), highlight=False)
     return corpus
 
 
@@ -157,45 +175,58 @@ def _train(run: Run, state: TrainState) -> TrainState:
     from open_mythos.train.progress import Progress
 
     recipe = run.recipe
+    if run.world.rank:
+        return run.fit(state, _hooks(run, None))
     with Progress(recipe.steps, recipe.seconds) as progress:
         return run.fit(state, _hooks(run, progress))
 
 
-def _hooks(run: Run, progress: Progress) -> list[Every]:
-    from open_mythos.train.evaluate import held_out_bits
+def _hooks(run: Run, progress: Progress | None) -> list[Every]:
+    """All ranks evaluate and sample, since all hold a part of the weights; the first also shows it."""
+    from open_mythos.train.evaluate import evaluate
     from open_mythos.train.fit import Every, Metrics
 
     recipe = run.recipe
 
-    def evaluate(state: TrainState, metrics: Metrics) -> None:
-        metrics["eval_bits_per_byte"] = held_out_bits(
-            state.model, run.corpus.held_out, recipe.length, rows=recipe.eval_rows, precision=recipe.precision
-        )
+    def look(state: TrainState, metrics: Metrics) -> None:
+        metrics |= evaluate(state.model, run.corpus, recipe.length, recipe.eval_rows, recipe.precision)
 
     def sample(state: TrainState, metrics: Metrics) -> None:
         metrics["sample"] = _sample(run, state)
-        progress.print_sample(metrics["sample"])
+        if progress is not None:
+            progress.print_sample(metrics["sample"])
 
-    return [
-        Every(recipe.eval_every, evaluate),
-        Every(recipe.sample_every, sample),
-        Every(1, lambda state, metrics: progress.update(metrics)),
-    ]
+    def show(state: TrainState, metrics: Metrics) -> None:
+        if progress is not None:
+            progress.update(metrics)
+
+    return [Every(recipe.eval_every, look), Every(recipe.sample_every, sample), Every(1, show)]
 
 
 def _sample(run: Run, state: TrainState) -> str:
     """A continuation of the beginning of the held-out text."""
     from open_mythos.infer.generate import generate
     from open_mythos.infer.sample import Sampling
+    from open_mythos.train.parallel import gathered
 
-    held_out, length = run.corpus.held_out, min(32, run.recipe.length // 2)
-    prompt = [int(token) for token in held_out.read(0, length)]
-    room = min(SAMPLE_TOKENS, run.recipe.model.context - length)
-    done = generate(
-        state.model, [prompt], max_new_tokens=room, sampling=Sampling(temperature=0.7, seed=state.step)
-    )[0]
+    prompt = _prompt(run)
+    room = min(SAMPLE_TOKENS, run.recipe.model.context - len(prompt))
+    with gathered(state.model):
+        done = generate(
+            state.model, [prompt], max_new_tokens=room, sampling=Sampling(temperature=0.7, seed=state.step)
+        )[0]
     state.model.train()
     return run.corpus.tokenizer.decode([*prompt, *done.tokens])
+
+
+def _prompt(run: Run) -> list[int]:
+    """The beginning of the held-out text, or a puzzle's question."""
+    puzzle, held_out = run.corpus.puzzle, run.corpus.held_out
+    if puzzle is None:
+        return [int(token) for token in held_out.read(0, min(32, run.recipe.length // 2, len(held_out)))]
+    from open_mythos.data.puzzles.puzzle import encode, examples_of
+
+    return encode(puzzle, examples_of(puzzle, puzzle.train[0], 1)[0].question)
 
 
 def _finish(run: Run, state: TrainState) -> None:
@@ -205,22 +236,30 @@ def _finish(run: Run, state: TrainState) -> None:
     from open_mythos.analysis.report import write_report
     from open_mythos.analysis.sweep import sweep, write_sweep
     from open_mythos.train.evaluate import compressors
+    from open_mythos.train.load import load_run
 
-    if state.model.loop is not None:
-        write_sweep(run.folder, sweep(state.model, run.corpus.held_out, run.recipe.length))
+    model = state.model if run.world.size == 1 else load_run(run.folder)[0].to(run.device)
+    if model.loop is not None and run.corpus.puzzle is None:
+        write_sweep(run.folder, sweep(model, run.corpus.held_out, run.recipe.length))
     if run.corpus.held_out_text:
         (run.folder / "baselines.json").write_text(json.dumps(compressors(run.corpus.held_out_text)))
     print(f"report: {write_report(run.folder)}")
 
 
-def _device(name: str | None) -> Any:
+def _device(name: str | None) -> torch.device:
+    import os
+
     import torch
 
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU for each process of this machine
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
     return device

@@ -1,16 +1,66 @@
-"""How well a model predicts held-out text, in bits per byte: the same unit for every tokenizer and for gzip."""
+"""How well a model does on what it has not seen.
+
+Text: bits per byte, the same unit for every tokenizer and for gzip. Puzzles: the share of wrong answers.
+"""
 
 import gzip
 import lzma
 import math
+from collections.abc import Sequence
 
 import torch
 
+from open_mythos.data.corpus import Corpus
+from open_mythos.data.puzzles.puzzle import Puzzles, batch_of, examples_of
 from open_mythos.data.rows import Tokens, in_order
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
-from open_mythos.train.loss import next_token_loss
+from open_mythos.train.loss import IGNORED, next_token_loss
 from open_mythos.train.precision import Precision, arithmetic, resolve
+
+
+def evaluate(
+    model: LoopedLM, corpus: Corpus, length: int, rows: int, precision: Precision = "auto"
+) -> dict[str, float]:
+    """How well a run is doing on what it has not seen, by the names of metrics.jsonl.
+
+    Text: bits per byte of `rows` rows. Puzzles: the share of wrong answers at the difficulties of the test,
+    and at those of training (on new examples), `rows` in all for each.
+    """
+    puzzle = corpus.puzzle
+    if puzzle is None:
+        bits = held_out_bits(model, corpus.held_out, length, rows=rows, precision=precision)
+        return {"eval_bits_per_byte": bits}
+    seen, unseen = (
+        wrong_answers(model, puzzle, kinds, max(1, rows // len(kinds)), length=length, precision=precision)
+        for kinds in (puzzle.train, puzzle.test)
+    )
+    return {"eval_error": unseen, "eval_error_trained": seen}
+
+
+@torch.no_grad()
+def wrong_answers(
+    model: LoopedLM,
+    puzzle: Puzzles,
+    difficulties: Sequence[int],
+    each: int,
+    *,
+    length: int | None = None,
+    plan: Plan | None = None,
+    precision: Precision = "auto",
+) -> float:
+    """The share of `each` examples per difficulty whose answer is not right in every word."""
+    device, training = model.embed.weight.device, model.training
+    model.eval()
+    wrong, count = 0, 0
+    for difficulty in difficulties:
+        tokens, targets, _ = batch_of(puzzle, examples_of(puzzle, difficulty, each), length).to(device)
+        with arithmetic(resolve(precision, device), device):
+            best = model.head(model.features(tokens, plan)).argmax(-1)
+        right = ((best == targets) | (targets == IGNORED)).all(1)
+        wrong, count = wrong + int((~right).sum()), count + len(right)
+    model.train(training)
+    return wrong / count
 
 
 @torch.no_grad()
@@ -24,7 +74,7 @@ def held_out_bits(
     plan: Plan | None = None,
     precision: Precision = "auto",
 ) -> float:
-    """Bits per byte of the first `rows` rows of `length` tokens (all, if none is said) at the depth of `plan`.
+    """Bits per byte of the first `rows` rows of `length` tokens (or all) at the depth of `plan`.
 
     Bytes are counted by the text's average per token.
     """

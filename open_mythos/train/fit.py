@@ -9,7 +9,7 @@ A run leaves a folder: `config.json` (the recipe, valid as input again), `tokeni
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -17,16 +17,20 @@ from typing import Any, NamedTuple
 import torch
 
 from open_mythos.data.corpus import Corpus
-from open_mythos.data.rows import RowLoader
-from open_mythos.train.checkpoint import require_same
-from open_mythos.train.keeper import Keeper
+from open_mythos.train.checkpoint import require_same, step_folder, steps_in
+from open_mythos.train.keeper import Keeper, read_state
 from open_mythos.train.metrics import MetricsLog
+from open_mythos.train.parallel import ALONE, World, load_weights, whole
 from open_mythos.train.randomness import random_state, restore_random_state
 from open_mythos.train.recipe import Recipe
 from open_mythos.train.step import TrainState, train_step
 
 PATIENCE = 10  # updates in a row that may fail before the run goes back to its last checkpoint
 RETURNS = 3  # times that it goes back before it gives up
+COUNTS = ("step", "tokens", "seconds", "skipped")
+# What a run may be resumed with another value of: its length, its cadence, and how the work is laid out.
+LENGTH = ("steps", "seconds", "keep", "eval_every", "eval_rows", "sample_every", "save_every")
+MAY_DIFFER = (*LENGTH, "remat", "compile")
 
 Metrics = dict[str, Any]
 
@@ -49,24 +53,24 @@ class Stopped(Exception):
 class Run:
     """One training run: its recipe, its text, its folder."""
 
-    def __init__(self, recipe: Recipe, corpus: Corpus, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, recipe: Recipe, corpus: Corpus, folder: Path, device: torch.device, world: World = ALONE
+    ) -> None:
+        """`world` is the processes that train together; each makes its own `Run` of the same folder."""
         self.recipe, self.corpus, self.folder, self.device = recipe, corpus, folder, device
+        self.world = world
+        self.reading = recipe.reading(world.rank, world.size)
         folder.mkdir(parents=True, exist_ok=True)
-        self.keeper: Keeper = recipe.keep.build(folder / "checkpoints")
+        self.keeper: Keeper = recipe.keep.build(folder / "checkpoints", tidy=world.rank == 0)
         self.returns = 0
 
     def begin(self) -> TrainState:
         """A fresh state. Writes the recipe and the tokenizer into the folder."""
-        loader = RowLoader(
-            self.corpus.training,
-            length=self.recipe.length,
-            batch=self.recipe.rows,
-            seed=self.recipe.seed,
-            documents=self.recipe.documents,
-        )
-        self.recipe.save(self.folder / "config.json")
-        self.corpus.tokenizer.save(self.folder / "tokenizer")
-        return TrainState.begin(self.recipe, loader, self.device)
+        loader = self.corpus.loader(self.reading)
+        if self.world.rank == 0:
+            self.recipe.save(self.folder / "config.json")
+            self.corpus.tokenizer.save(self.folder / "tokenizer")
+        return TrainState.begin(self.recipe, loader, self.device, self.world)
 
     def resume(self) -> TrainState:
         """The state of the newest intact checkpoint.
@@ -74,89 +78,124 @@ class Run:
         Raises `ValueError` if there is none or it is from another recipe (its length and cadence may differ).
         """
         state = self.begin()
-        return self._restore(state, self.keeper.load())
+        return self._restore(state, self._load())
 
     def save(self, state: TrainState, score: float | None = None) -> None:
-        self.keeper.save(state.step, self._pack(state), score=score)
+        """Write a checkpoint; of many ranks the first does, with what it gathers from all."""
+        packed = self._pack(state)
+        if self.world.rank == 0:
+            self.keeper.save(state.step, packed, score=score)
 
     def fit(self, state: TrainState, hooks: Sequence[Every] = ()) -> TrainState:
         """Train until the recipe's end. Raises `Stopped` after a signal, when everything is saved."""
         recipe = self.recipe
-        with MetricsLog(self.folder / "metrics.jsonl", keep=state.step) as log, _signals() as stop:
-            while recipe.progress(state.step, state.seconds) < 1 and not stop:
+        with self._log(state.step) as log, _signals() as caught:
+            while recipe.progress(state.step, state.seconds) < 1:
                 metrics = self._step(state)
                 done = recipe.progress(state.step, state.seconds) >= 1
                 for hook in hooks:
                     if state.step % hook.steps == 0 or done:
                         hook.do(state, metrics)
-                log.append(metrics)
-                state = self._heed(state, log)
-                if state.step % recipe.save_every == 0 or done or stop:
-                    self.save(state, metrics.get("eval_bits_per_byte"))
-            if stop:
-                self.save(state)
-                self.keeper.wait()
-                raise Stopped(stop[0])
+                if log is not None:
+                    log.append(metrics)
+                state = self._heed(state)
+                stop = int(*self.world.most(caught[0] if caught else 0))  # a signal may reach one rank first
+                if done or stop or (state.step % recipe.save_every == 0 and not state.skipped):
+                    self.save(state, _score(metrics))
+                if stop and not done:
+                    self.keeper.wait()
+                    raise Stopped(stop)
         self.keeper.wait()
         return state
 
+    def _log(self, step: int) -> AbstractContextManager[MetricsLog | None]:
+        return MetricsLog(self.folder / "metrics.jsonl", keep=step) if self.world.rank == 0 else nullcontext()
+
     def _step(self, state: TrainState) -> Metrics:
         began = time.monotonic()
-        recipe = self.recipe
-        batches = [next(state.loader) for _ in range(recipe.batch // recipe.rows)]
-        metrics: Metrics = dict(train_step(state, recipe, batches))
-        spent = time.monotonic() - began
+        recipe, world = self.recipe, self.world
+        turns = recipe.batch // (self.reading.batch * world.size)
+        batches = [next(state.loader) for _ in range(turns)]
+        metrics: Metrics = dict(train_step(state, recipe, batches, world))
+        (spent,) = world.most(time.monotonic() - began)
         state.seconds += spent
-        return metrics | {
-            "time": state.seconds,
-            "tokens_per_second": sum(batch.tokens.numel() for batch in batches) / spent,
-        }
+        tokens = world.size * sum(batch.tokens.numel() for batch in batches)
+        return metrics | {"time": state.seconds, "tokens_per_second": tokens / spent}
 
-    def _heed(self, state: TrainState, log: MetricsLog) -> TrainState:
+    def _heed(self, state: TrainState) -> TrainState:
         """Go back to the last good checkpoint when updates keep failing; give up when that does not help.
 
-        Raises `ValueError` then.
+        Each time it goes back one checkpoint further. Raises `ValueError` when it gives up.
         """
         if state.skipped < PATIENCE:
             return state
         self.returns += 1
-        if self.returns > RETURNS:
-            raise ValueError(
-                f"the loss was not finite {PATIENCE} times in a row, also after going back {RETURNS} times; "
-                "lower the learning rate, or train in float32"
-            )
         self.keeper.wait()
-        seen, steps = state.loader.state_dict(), state.step
-        state = self._restore(state, self.keeper.load())
+        steps = self.world.first(lambda: list(steps_in(self.keeper.run)))
+        if self.returns > RETURNS or not steps:
+            tried = f", also after going back {self.returns - 1} times" if self.returns > 1 else ""
+            raise ValueError(
+                f"the loss or its gradient was not finite {PATIENCE} times in a row{tried}; "
+                "lower the learning rate, look at the data, or train in float32"
+            )
+        seen, now = state.loader.state_dict(), (state.step, state.tokens, state.seconds)
+        state = self._restore(state, self._load(passing=self.returns - 1))
         state.loader.load_state_dict(seen)  # not the same batches again
-        state.step, state.skipped = steps, 0
+        state.step, state.tokens, state.seconds = now
+        state.skipped = 0
         return state
 
+    def _load(self, passing: int = 0) -> dict[str, Any]:
+        """The newest intact checkpoint: the first rank finds and verifies it, then all read it."""
+        found: list[dict[str, Any]] = []
+
+        def newest() -> int:
+            found.append(self.keeper.load(passing=passing))
+            return int(found[0]["counts"]["step"])
+
+        step = self.world.first(newest)
+        return found[0] if found else read_state(step_folder(self.keeper.run, step))
+
     def _pack(self, state: TrainState) -> dict[str, Any]:
+        mine = {"loader": state.loader.state_dict(), "random": random_state(depth=state.rng)}
+        weights = state.model.state_dict(keep_vars=True)  # so that what is tied is seen to be
+        parts = {"model": weights, "optimizer": state.optimizer.state_dict()}
         return {
             "config": self.recipe.to_dict(),
-            "model": state.model.state_dict(),
-            "optimizer": state.optimizer.state_dict(),
-            "loader": state.loader.state_dict(),
-            "random": random_state(depth=state.rng),
+            **whole(parts, keep=self.world.rank == 0),
+            "ranks": self.world.each(mine),
             "scaler": state.scaler.state_dict(),
-            "counts": {"step": state.step, "tokens": state.tokens, "seconds": state.seconds, "skipped": state.skipped},
+            "counts": {name: getattr(state, name) for name in COUNTS},
         }
 
     def _restore(self, state: TrainState, saved: dict[str, Any]) -> TrainState:
         ours, theirs = self.recipe.to_dict(), dict(saved["config"])
-        for name in ("steps", "seconds", "keep", "eval_every", "eval_rows", "sample_every", "save_every"):
+        for name in MAY_DIFFER:
             theirs[name] = ours[name]
         require_same(theirs, ours, "recipe")
-        state.model.load_state_dict(saved["model"])
+        load_weights(state.model, saved["model"])
         state.optimizer.load_state_dict(saved["optimizer"])
-        state.loader.load_state_dict(saved["loader"])
-        restore_random_state(saved["random"], depth=state.rng)
+        self._restore_rank(state, saved["ranks"])
         if saved["scaler"]:
             state.scaler.load_state_dict(saved["scaler"])
-        for name, value in saved["counts"].items():
-            setattr(state, name, value)
+        for name in COUNTS:
+            setattr(state, name, saved["counts"][name])
         return state
+
+    def _restore_rank(self, state: TrainState, saved: list[dict[str, Any]]) -> None:
+        """What each rank has of its own. With more ranks than were saved, the new ones draw dropout anew."""
+        rank = self.world.rank
+        mine = saved[rank] if rank < len(saved) else saved[0]
+        state.loader.load_state_dict(mine["loader"])
+        restore_random_state(mine["random"], depth=state.rng)
+        if rank >= len(saved):
+            torch.manual_seed(torch.initial_seed() + rank)
+
+
+def _score(metrics: Metrics) -> float | None:
+    """What the best checkpoint is the lowest in."""
+    score: float | None = metrics.get("eval_bits_per_byte", metrics.get("eval_error"))
+    return score
 
 
 @contextmanager

@@ -19,8 +19,9 @@ class Keep(Config):
     best: int = 1
     background: bool = True
 
-    def build(self, run: Path) -> "Keeper":
-        return Keeper(self, run)
+    def build(self, run: Path, tidy: bool = True) -> "Keeper":
+        """`tidy` clears up after a killed process: for one keeper of a folder only."""
+        return Keeper(self, run, tidy)
 
 
 class Keeper:
@@ -29,7 +30,7 @@ class Keeper:
     Raises `ValueError` if it would keep none.
     """
 
-    def __init__(self, config: Keep, run: Path) -> None:
+    def __init__(self, config: Keep, run: Path, tidy: bool = True) -> None:
         if config.last < 1 or config.best < 0:
             raise ValueError(
                 f"keep at least the last checkpoint, got last={config.last} and best={config.best}"
@@ -38,7 +39,8 @@ class Keeper:
         self._thread: Thread | None = None
         self._error: BaseException | None = None
         run.mkdir(parents=True, exist_ok=True)
-        checkpoint.recover(run)
+        if tidy:
+            checkpoint.recover(run)
 
     def save(self, step: int, state: Mapping[str, Any], *, score: float | None = None) -> None:
         """Save nested state. In the background only the copy to the CPU is waited for.
@@ -63,15 +65,18 @@ class Keeper:
         if error is not None:
             raise error
 
-    def load(self, folder: Path | None = None) -> dict[str, Any]:
+    def load(self, folder: Path | None = None, passing: int = 0) -> dict[str, Any]:
         """The state saved in `folder`, or else in the newest checkpoint that is intact.
+
+        `passing` goes by that many of the newest ones, as far as there are older.
 
         Raises `ValueError` if there is none, and says why each candidate was refused.
         """
         if folder is not None:
             return read_state(folder)
         refused: list[str] = []
-        for candidate in reversed(checkpoint.steps_in(self.run).values()):
+        candidates = list(reversed(checkpoint.steps_in(self.run).values()))
+        for candidate in candidates[max(0, min(passing, len(candidates) - 1)) :]:
             try:
                 return read_state(candidate)
             except ValueError as error:

@@ -64,7 +64,9 @@ class Objective(Config):
         if isinstance(self.readout, Final):
             return [model.features(ctx.tokens, plan, ctx, rng=rng, tally=tally)]
         if not isinstance(plan.steps, int):
-            raise ValueError("scoring every step needs one depth for the batch; let the schedule draw per='batch'")
+            raise ValueError(
+                "scoring every step needs one depth for the batch; let the schedule draw per='batch'"
+            )
         states: list[State] = []
         last = model.features(
             ctx.tokens, plan, ctx, rng=rng, tally=tally, watch=lambda _, state: states.append(state)

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from open_mythos.config import Config
 from open_mythos.train.muon import Muon
+from open_mythos.train.parallel import spread_like
 from open_mythos.train.roles import Kind, Role, roles
 
 FUSED = ("cpu", "cuda", "mps", "xpu")
@@ -146,7 +146,7 @@ class Optimizer:
         names = {parameter: name for name, parameter in self.named.items()}
         ordered = [parameter for group in part.param_groups for parameter in group["params"]]
         numbered = {
-            i: {entry: _like(parameter, value) for entry, value in state[names[parameter]].items()}
+            i: {entry: spread_like(parameter, value) for entry, value in state[names[parameter]].items()}
             for i, parameter in enumerate(ordered)
             if names[parameter] in state
         }
@@ -164,13 +164,6 @@ def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _is_matrix(role: Role) -> bool:
     return role.kind == "matrix"
-
-
-def _like(parameter: Tensor, value: Tensor) -> Tensor:
-    """A copy of a saved value, laid out over processes as the parameter is."""
-    if isinstance(parameter, DTensor) and not isinstance(value, DTensor) and value.ndim:
-        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
-    return value.clone()
 
 
 Optimiser = MuonAdamW | AdamW

@@ -1,4 +1,4 @@
-"""Everything that decides a training run, written down: the model, the text, and how one learns from the other.
+"""Everything that decides a training run: the model, the text, and how one learns from the other.
 
 A run's folder holds its recipe as `config.json`; that file is valid input for another run.
 """
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from open_mythos.config import Config
-from open_mythos.data.corpus import Corpus, CorpusConfig
+from open_mythos.data.corpus import Corpus, CorpusConfig, Reading, Reasoning, Streamed
+from open_mythos.data.puzzles import PUZZLES, puzzle_named
 from open_mythos.data.shards import open_corpus
-from open_mythos.data.text import source
+from open_mythos.data.text import Hub, source
 from open_mythos.model import Model
 from open_mythos.train.keeper import Keep
 from open_mythos.train.lr import LearningRate, WarmupStableDecay
@@ -27,6 +28,11 @@ class Prepared(Config):
         return open_corpus(Path(self.folder))
 
 
+POSITIVE = ("length", "batch", "steps", "seconds", "eval_every", "eval_rows", "sample_every", "save_every")
+
+Data = CorpusConfig | Prepared | Streamed | Reasoning
+
+
 class Recipe(Config):
     """`batch` sequences of `length` tokens make one update, `micro` of them at a time (all, if none is said).
 
@@ -34,7 +40,7 @@ class Recipe(Config):
     """
 
     model: Model
-    data: CorpusConfig | Prepared = CorpusConfig()
+    data: Data = CorpusConfig()
     length: int = 256
     batch: int = 32
     micro: int | None = None
@@ -46,6 +52,7 @@ class Recipe(Config):
     clip: float = 1.0
     precision: Precision = "auto"
     remat: bool = False
+    compile: bool = False  # one step of the loop as one graph, whatever the depth
     documents: bool = False  # no attention across documents
     seed: int = 0
     eval_every: int = 100
@@ -57,19 +64,47 @@ class Recipe(Config):
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
             raise ValueError("a run needs an end: give steps, seconds, or both")
-        for name in ("length", "batch", "steps", "seconds", "eval_every", "eval_rows", "sample_every", "save_every"):
+        for name in (
+            "length",
+            "batch",
+            "steps",
+            "seconds",
+            "eval_every",
+            "eval_rows",
+            "sample_every",
+            "save_every",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above zero, got {value}")
         if self.batch % self.rows:
             raise ValueError(f"a batch of {self.batch} does not split into micro-batches of {self.rows}")
         if self.length > self.model.context:
-            raise ValueError(f"rows of {self.length} tokens do not fit the model's context of {self.model.context}")
+            raise ValueError(
+                f"rows of {self.length} tokens do not fit a context of {self.model.context} tokens"
+            )
 
     @property
     def rows(self) -> int:
         """Sequences per forward pass."""
         return self.batch if self.micro is None else self.micro
+
+    def rows_on(self, ranks: int) -> int:
+        """Sequences per forward pass of each rank.
+
+        Raises `ValueError` if the batch cannot be shared out so.
+        """
+        rows = self.micro if self.micro is not None else max(1, self.batch // ranks)
+        if self.batch % (rows * ranks):
+            raise ValueError(
+                f"a batch of {self.batch} does not split into micro-batches of {rows} on each of {ranks} "
+                "ranks"
+            )
+        return rows
+
+    def reading(self, rank: int = 0, ranks: int = 1) -> Reading:
+        """What one rank reads of the data for each forward pass."""
+        return Reading(self.length, self.rows_on(ranks), self.seed, self.documents, rank, ranks)
 
     def progress(self, step: int, seconds: float) -> float:
         """How much of the run is done, 0 to 1."""
@@ -85,9 +120,17 @@ class Recipe(Config):
         return self.lr.at(step, total)
 
 
-def data_named(spoken: Sequence[str], recipe: Recipe) -> CorpusConfig | Prepared:
-    """What a user means by these words: a prepared folder, or text for the recipe's tokenizer."""
+def data_named(spoken: Sequence[str], recipe: Recipe) -> Data:
+    """What a user means by these words: a prepared folder, puzzles, or text for the recipe's tokenizer.
+
+    A data set of the Hub is streamed. Raises `ValueError` for words that are none of these.
+    """
     if len(spoken) == 1 and (Path(spoken[0]) / "index.json").is_file():
         return Prepared(folder=spoken[0])
-    before = recipe.data if isinstance(recipe.data, CorpusConfig) else CorpusConfig()
-    return before.replace(source=source(*spoken))
+    if spoken and all(word.lower() in PUZZLES for word in spoken):
+        return Reasoning(puzzles=tuple(puzzle_named(word) for word in spoken))
+    before = recipe.data if isinstance(recipe.data, CorpusConfig | Streamed) else CorpusConfig()
+    found = source(*spoken)
+    if isinstance(found, Hub) and isinstance(before, CorpusConfig):
+        return Streamed(source=found, tokenizer=before.tokenizer)
+    return before.replace(source=found)

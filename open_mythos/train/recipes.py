@@ -1,7 +1,7 @@
 """Recipes that have been run: each is one function, and its name is what `mythos train NAME` takes.
 
-    demo    a small OpenMythos with everything in it, on the standard library's source, in minutes on two cores
-    tiny    the same at toy size, for a look or a test
+demo    a small OpenMythos with everything in it, on the standard library's source, in minutes on two cores
+tiny    the same at toy size, for a look or a test
 """
 
 from collections.abc import Callable
@@ -73,7 +73,9 @@ def demo() -> Recipe:
 
 def tiny() -> Recipe:
     model = small_mythos(dim=64, heads=2, vocab=512)
-    return for_model(model).replace(steps=60, length=64, eval_every=20, sample_every=20, save_every=20, eval_rows=16)
+    return for_model(model).replace(
+        steps=60, length=64, eval_every=20, sample_every=20, save_every=20, eval_rows=16
+    )
 
 
 RECIPES: dict[str, Callable[[], Recipe]] = {"demo": demo, "tiny": tiny}

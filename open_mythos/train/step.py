@@ -8,9 +8,12 @@ finite is no update: it is counted and skipped.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from open_mythos.data.batch import IGNORED, Batch, Loader
 from open_mythos.loop.schedule import Plan
@@ -18,6 +21,7 @@ from open_mythos.model import LoopedLM
 from open_mythos.nn.context import Context
 from open_mythos.nn.tally import Where
 from open_mythos.train.optim import Optimizer
+from open_mythos.train.parallel import ALONE, World, shard
 from open_mythos.train.precision import arithmetic, resolve, scaler
 from open_mythos.train.recipe import Recipe
 
@@ -39,20 +43,23 @@ class TrainState:
     skipped: int = 0  # updates in a row that were not finite
 
     @classmethod
-    def begin(cls, recipe: Recipe, loader: Loader, device: torch.device) -> "TrainState":
-        """A fresh run: weights drawn from the recipe's seed."""
+    def begin(
+        cls, recipe: Recipe, loader: Loader, device: torch.device, world: World = ALONE
+    ) -> "TrainState":
+        """A fresh run: weights drawn from the recipe's seed, the same on any number of ranks."""
         torch.manual_seed(recipe.seed)
-        model = recipe.model.build().to(device)
+        model = recipe.model.build()
+        dtype = resolve(recipe.precision, device)
+        # Sharding moves one unit after the other to the device, so that no device ever holds them all.
+        model = model.to(device) if world.mesh is None else shard(model, world, dtype)
+        if world.rank:
+            torch.manual_seed(recipe.seed + world.rank)  # dropout
         if model.loop is not None:
             model.loop.remat = recipe.remat
+            if recipe.compile:
+                model.loop.step = torch.compile(model.loop.step)  # type: ignore[method-assign]
         rng = torch.Generator().manual_seed(recipe.seed)
-        return cls(
-            model.train(),
-            recipe.optimiser.build(model),
-            loader,
-            rng,
-            scaler(resolve(recipe.precision, device), device),
-        )
+        return cls(model.train(), recipe.optimiser.build(model), loader, rng, scaler(dtype, device))
 
     @property
     def device(self) -> torch.device:
@@ -68,46 +75,83 @@ class _Sums:
     loads: Loads = field(default_factory=dict)
 
 
-def train_step(state: TrainState, recipe: Recipe, batches: Sequence[Batch]) -> dict[str, float]:
-    """Draw depths, accumulate gradients over `batches`, clip, update; returns metrics.
+def train_step(
+    state: TrainState, recipe: Recipe, batches: Sequence[Batch], world: World = ALONE
+) -> dict[str, float]:
+    """Draw depths, accumulate gradients over this rank's `batches`, clip, update; returns metrics.
 
     The step counts even if it was skipped, so that a run always ends.
     """
     progress = recipe.progress(state.step, state.seconds)
     rate = recipe.rate(state.step, progress)
     state.optimizer.scale_lr(rate)
-    valid = sum(int((batch.targets != IGNORED).sum()) for batch in batches)
+    valid = int(world.sum(torch.tensor(sum(int((batch.targets != IGNORED).sum()) for batch in batches))))
     sums = _Sums()
-    for batch in batches:
-        _accumulate(state, recipe, batch, max(valid, 1), progress, sums)
+    for number, batch in enumerate(batches):
+        _accumulate(state, recipe, batch, max(valid, 1), _Turn(progress, number, world), sums)
+    _meet(sums, world)
     norm = _update(state, recipe, sums)
     state.step += 1
-    state.tokens += sum(batch.tokens.numel() for batch in batches)
+    state.tokens += world.size * sum(batch.tokens.numel() for batch in batches)
     return _metrics(state, sums, norm, rate)
 
 
+class _Turn(NamedTuple):
+    """Which micro-batch of an update it is, and on which rank."""
+
+    progress: float
+    number: int
+    world: World
+
+
 def _accumulate(
-    state: TrainState, recipe: Recipe, batch: Batch, valid: int, progress: float, sums: _Sums
+    state: TrainState, recipe: Recipe, batch: Batch, valid: int, turn: _Turn, sums: _Sums
 ) -> None:
-    loop = recipe.model.loop
-    rows = len(batch.tokens)
-    plan = loop.schedule.draw(state.rng, rows, progress) if loop is not None else Plan(1)
+    plan = _draw(state, recipe, len(batch.tokens), turn)
     batch = batch.to(state.device)
     ctx = replace(Context.counting(batch.tokens), documents=batch.documents)
     with arithmetic(resolve(recipe.precision, state.device), state.device):
-        scored = recipe.objective.score(state.model, [batch.targets], plan, ctx, state.rng)
+        scored = recipe.objective.score(
+            state.model, [batch.targets], plan, ctx, _start_noise(state, recipe, turn)
+        )
     sums.loss = sums.loss + scored.loss.tokens.sum() / valid
-    sums.depths.append(plan.mean if loop is not None else 0.0)
+    sums.depths.append(plan.mean if recipe.model.loop is not None else 0.0)
     for where, load in scored.tally.total_loads().items():
         sums.loads[where] = sums.loads[where] + load if where in sums.loads else load
-    state.scaler.scale(scored.total / valid).backward()
+    state.scaler.scale(scored.total / (valid / turn.world.size)).backward()
+
+
+def _draw(state: TrainState, recipe: Recipe, rows: int, turn: _Turn) -> Plan:
+    """This rank's rows of the depths that all ranks draw alike."""
+    loop = recipe.model.loop
+    if loop is None:
+        return Plan(1)
+    return turn.world.of_plan(loop.schedule.draw(state.rng, rows * turn.world.size, turn.progress))
+
+
+def _start_noise(state: TrainState, recipe: Recipe, turn: _Turn) -> Generator:
+    """Where start states are drawn from: each rank's own, and the depths' generator if there is but one."""
+    if turn.world.size == 1:
+        return state.rng
+    words = np.random.SeedSequence((recipe.seed, state.step, turn.number, turn.world.rank))
+    return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+
+
+def _meet(sums: _Sums, world: World) -> None:
+    """Make the sums those of all ranks."""
+    if world.size == 1:
+        return
+    sums.loss = world.sum(torch.as_tensor(sums.loss))
+    sums.loads = {where: world.sum(load) for where, load in sums.loads.items()}
+    depths = world.each(sums.depths)
+    sums.depths = [sum(each) / world.size for each in zip(*depths, strict=True)]
 
 
 def _update(state: TrainState, recipe: Recipe, sums: _Sums) -> float:
     """Clip and step, unless something is not finite. Returns the norm of the gradient."""
     for part in state.optimizer.parts:
         state.scaler.unscale_(part)
-    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip))
+    norm = _clip(state.model, recipe.clip)
     if math.isfinite(norm) and math.isfinite(float(sums.loss)):
         state.optimizer.step()
         state.model.rebalance(sums.loads)
@@ -120,6 +164,15 @@ def _update(state: TrainState, recipe: Recipe, sums: _Sums) -> float:
     return norm
 
 
+def _clip(model: nn.Module, most: float) -> float:
+    """Shorten the gradient, all shards of it alike, to a norm of at most `most`. Returns what it was."""
+    live = [p for p in model.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in live if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(live, most, norm)
+    return float(norm)
+
+
 def _metrics(state: TrainState, sums: _Sums, norm: float, rate: float) -> dict[str, float]:
     metrics = {
         "step": state.step,
@@ -129,6 +182,8 @@ def _metrics(state: TrainState, sums: _Sums, norm: float, rate: float) -> dict[s
         "lr": rate,
         "grad_norm": norm,
     }
+    if state.skipped:
+        metrics["skipped"] = state.skipped
     if sums.loads:
         fullest = [float(load.max() / load.float().mean()) for load in sums.loads.values()]
         metrics["expert_balance"] = max(fullest)
