@@ -53,9 +53,10 @@ def save_pretrained(lm: LoopedLM, folder: str | Path) -> None:
     export(lm, folder, own.NAME)
 
 
-def export(lm: LoopedLM, folder: str | Path, family: str) -> None:
+def export(lm: LoopedLM, folder: str | Path, family: str, *, torch_file: bool = False) -> None:
     """Write the model as the named family's own code saves it, so that it loads there.
 
+    `torch_file` adds the weights in PyTorch's own format, the only one that Parcae's loader looks for.
     Raises `ValueError` if the family is unknown or its code could not run this model.
     """
     chosen = next((f for f in FAMILIES if family == f.NAME), None)
@@ -65,6 +66,8 @@ def export(lm: LoopedLM, folder: str | Path, family: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     write(folder, _tensors(lm, chosen, config))
+    if torch_file:
+        torch.save(dict(_tensors(lm, chosen, config)), folder / "pytorch_model.bin")
 
 
 def recognise(config: dict[str, Any]) -> Family:

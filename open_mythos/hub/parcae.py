@@ -285,7 +285,7 @@ def _common(model: Model, block: PreNorm, mixer: GQA) -> dict[str, Any]:
         "mlp_class_name": "GatedMLP" if gated else "BaseMLP",
         "nonlin_name": nonlin,
         "qk_bias": mixer.qk_bias,
-        "init_strategy": "scaled-zero" if model.embed_scale == 1 else "takase",
+        "init_strategy": _strategy(model),
         "init_orthogonal": isinstance(model.init, Orthogonal),
         "skip_initialization": False,
         "use_fused_head": "pytorch",
@@ -295,6 +295,12 @@ def _common(model: Model, block: PreNorm, mixer: GQA) -> dict[str, Any]:
         "strategy": "single",
         "tie_embeddings": model.tied,
     }
+
+
+def _strategy(model: Model) -> str:
+    if model.embed_scale != 1:
+        return "takase"
+    return "scaled-zero" if isinstance(model.init, Orthogonal) else "scaled"
 
 
 def _plain_part(model: Model) -> dict[str, Any]:

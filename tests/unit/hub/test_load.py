@@ -1,0 +1,162 @@
+"""Checkpoints come back as they went, in one file or many, and what does not fit is named."""
+
+import json
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from open_mythos.hub import load, weights
+from open_mythos.hub.load import export, from_pretrained, save_pretrained
+from open_mythos.model import LoopedLM
+from open_mythos.presets.huginn import Size, assemble
+from tests.tiny import MODELS
+
+TOKENS = torch.arange(12).view(2, 6)
+
+
+def same(a: LoopedLM, b: LoopedLM) -> None:
+    assert a.config == b.config
+    assert a.state_dict().keys() == b.state_dict().keys()
+    for name, tensor in a.state_dict().items():
+        assert torch.equal(tensor, b.state_dict()[name]), name
+
+
+def huginn() -> LoopedLM:
+    return assemble(Size(32, 4, 48, 1, 2, 1), vocab=61, context=64, mean=4, grad=2).build()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    export(huginn(), tmp_path, "huginn")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_survives_our_format(name: str, tmp_path: Path) -> None:
+    lm = MODELS[name].build()
+    save_pretrained(lm, tmp_path)
+    again = from_pretrained(tmp_path)
+    same(lm, again)
+    assert torch.equal(lm.eval()(TOKENS), again(TOKENS))
+    assert not again.training
+    if lm.config.tied:
+        assert again.head.weight is again.embed.weight
+        assert "head.weight" not in load_file(tmp_path / "model.safetensors")
+
+
+def test_shards(tmp_path: Path) -> None:
+    lm = MODELS["mythos-gqa-act"].build()
+    weights.write(tmp_path, lm.state_dict().items(), limit=20_000)
+    shards = list(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    assert not list(tmp_path.glob("*.new"))
+    found = weights.Weights(tmp_path)
+    for name, tensor in lm.state_dict().items():
+        assert torch.equal(found.read(name), tensor)
+    shards[0].unlink()
+    with pytest.raises(ValueError, match="lacks model-0000"):
+        [weights.Weights(tmp_path).read(name) for name in lm.state_dict()]
+
+
+def test_pytorchs_own_format_and_a_head_without_its_embedding(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    want = from_pretrained(saved)
+    del tensors["transformer.wte.weight"]  # it is the head's
+    (saved / "model.safetensors").unlink()
+    torch.save(tensors, saved / "pytorch_model.bin")
+    same(from_pretrained(saved), want)
+    export(want, saved / "both", "huginn", torch_file=True)
+    assert torch.load(saved / "both" / "pytorch_model.bin", weights_only=True).keys() >= tensors.keys()
+
+
+def test_code_in_a_pickle_is_refused(saved: Path) -> None:
+    (saved / "model.safetensors").unlink()
+    torch.save({"transformer.wte.weight": subprocess.Popen}, saved / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="plain tensors"):
+        from_pretrained(saved)
+
+
+def test_type_and_place(saved: Path) -> None:
+    lm = from_pretrained(saved, dtype=torch.bfloat16)
+    assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
+    assert from_pretrained(saved).embed.weight.dtype == torch.float32
+    assert from_pretrained(saved, device="meta").embed.weight.is_meta
+
+
+def test_missing_and_unknown_names_are_told_with_the_closest(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors["transformer.adaptor.weight"] = tensors.pop("transformer.adapter.weight")
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lacks transformer.adapter.weight \(closest.*adaptor.*unknown"):
+        from_pretrained(saved)
+
+
+def test_a_tensor_of_another_size_is_told(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors["transformer.adapter.weight"] = torch.zeros(3, 4)
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"transformer.adapter.weight should hold 2048 numbers"):
+        from_pretrained(saved)
+
+
+def test_settings_that_we_do_not_have_are_told(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    (saved / "config.json").write_text(json.dumps(config | {"nonlin_name": "GELU"}))
+    with pytest.raises(ValueError, match="nonlin_name='GELU'; supported is 'SiLU'"):
+        from_pretrained(saved)
+    (saved / "config.json").write_text(json.dumps({"model_type": "mamba"}))
+    with pytest.raises(ValueError, match=r"no family known here .*'mamba'"):
+        from_pretrained(saved)
+    (saved / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"no config\.json"):
+        from_pretrained(saved)
+
+
+def test_a_model_that_their_code_cannot_run_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sandwich"):
+        export(MODELS["parcae"].build(), tmp_path, "huginn")
+    changed = assemble(Size(32, 4, 48, 1, 2, 1), vocab=61, context=64, mean=4, grad=2).replace(
+        embed_scale=2.0
+    )
+    with pytest.raises(ValueError, match=r"model\.embed_scale is 2\.0"):
+        export(changed.build(), tmp_path, "huginn")
+    with pytest.raises(ValueError, match="no family 'raven'; there are open_mythos"):
+        export(huginn(), tmp_path, "raven")
+
+
+def test_a_name_that_is_neither_folder_nor_on_the_hub(tmp_path: Path) -> None:
+    for name in ("nowhere", "./no/where", tmp_path / "nothing"):
+        with pytest.raises(ValueError, match="no folder"):
+            from_pretrained(name)
+
+
+def test_without_the_hubs_client_a_name_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match="pip install"):
+        from_pretrained("owner/name")
+
+
+def test_offline_is_one_clear_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    monkeypatch.setattr("open_mythos.data.network.hub_in_reach", lambda: False)
+    with pytest.raises(ValueError, match="cannot be reached; go online, or name a folder"):
+        from_pretrained("owner/name-that-nobody-has-cached")
+
+
+def test_the_model_is_filled_one_tensor_at_a_time(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed_out: list[weakref.ref[torch.Tensor]] = []
+    read = weights.Weights.read
+
+    def watched(self: weights.Weights, name: str) -> torch.Tensor:
+        assert sum(ref() is not None for ref in handed_out) <= 1
+        handed_out.append(weakref.ref(tensor := read(self, name)))
+        return tensor
+
+    monkeypatch.setattr(load.Weights, "read", watched)
+    from_pretrained(saved)
+    assert len(handed_out) > 20
