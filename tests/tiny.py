@@ -7,7 +7,7 @@ from open_mythos.nn.attention import GQA, MLA, HeadNorm, ValueEmbedding
 from open_mythos.nn.block import PreNorm, Sandwich
 from open_mythos.nn.ffn import MLP, MoE, SwiGLU
 from open_mythos.nn.linear import LoRA
-from open_mythos.presets import baseline, chen, kohli, ouro, saunshi, universal
+from open_mythos.presets import baseline, chen, kohli, ouro, recursions, saunshi, universal
 
 VOCAB, DIM = 61, 32
 GROUPED = GQA(heads=4, kv_heads=2)
@@ -95,6 +95,12 @@ MODELS = {
     ),
     "saunshi": saunshi.saunshi(
         saunshi.Size(vocab=VOCAB, dim=DIM, width=48, heads=4, k=1, loops=3, untied=1, context=99)
+    ),
+    "recursions": recursions.recursions(
+        recursions.Size(
+            shape=baseline.Shape(vocab=VOCAB, dim=DIM, layers=5, heads=4, kv_heads=2, width=48),
+            tokens_choose=True,
+        )
     ),
     "relaxed": tiny(
         Loop(

@@ -28,6 +28,7 @@ from open_mythos.loop.exit import Exit, Notes
 from open_mythos.loop.halt import Halting, Last, finish
 from open_mythos.loop.inject import Injection, Nothing
 from open_mythos.loop.mark import Mark, Unmarked
+from open_mythos.loop.route import Everyone, Routing
 from open_mythos.loop.schedule import Fixed, Plan, Schedule
 from open_mythos.loop.start import Embedded, Start
 from open_mythos.loop.state import State
@@ -47,6 +48,7 @@ class Loop(Config):
     start: Start = Embedded()
     mark: Mark = Unmarked()
     inject: Injection = Nothing()
+    route: Routing = Everyone()
     adapt: Adaptation = Unadapted()
     update: Update = Replace()
     halt: Halting = Last()
@@ -69,6 +71,7 @@ class LoopCore(nn.Module):
         self.mark = config.mark.build(dim)
         self.inject = config.inject.build(dim)
         self.layers = nn.ModuleList(layer.build(dim) for layer in config.layers)
+        self.route = config.route.build(dim)
         self.adapt = config.adapt.build(dim)
         self.update = config.update.build(dim)
         self.halt = config.halt.build(dim)
@@ -83,11 +86,17 @@ class LoopCore(nn.Module):
         """One turn. `step` counts from zero, per row; `last` says for which rows this is the last."""
         marked = self.mark(state.h, step, ctx)
         x = self.inject(marked, state.e)
+        y, going = self.route(x, state.e, state.left, step, ctx, self.run_layers)
+        h = self.update(state.h, state.e, self.adapt(y, step))
+        after: State = self.halt(state, marked, h, last, ctx)
+        if going is not None:  # who is not chosen is done
+            after = after._replace(left=after.left * going)
+        return after._replace(taken=state.taken + (state.left > 0))
+
+    def run_layers(self, x: Hidden, ctx: Context) -> Hidden:
         for i, layer in enumerate(self.layers):
             x = layer(x, ctx.at("loop", i))
-        h = self.update(state.h, state.e, self.adapt(x, step))
-        after: State = self.halt(state, marked, h, last, ctx)
-        return after._replace(taken=state.taken + (state.left > 0))
+        return x
 
     def forward(
         self,
@@ -163,7 +172,10 @@ class _Run:
         return self.loop.step(batch.state, ctx, step, last)
 
     def _may_leave(self, ctx: Context, judge: Judge | None) -> bool:
-        adaptive = judge is not None or not isinstance(self.loop.config.halt, Last)
+        config = self.loop.config
+        adaptive = judge is not None or not (
+            isinstance(config.halt, Last) and isinstance(config.route, Everyone)
+        )
         if torch.is_grad_enabled() or ctx.positions.is_meta:  # on meta nobody can tell who is done
             return False
         return adaptive and (ctx.cache is None or not ctx.cache.exact)

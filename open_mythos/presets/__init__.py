@@ -36,6 +36,7 @@ def _models() -> dict[str, Model]:
         kohli,
         ouro,
         parcae,
+        recursions,
         relaxed,
         retrofit,
         saunshi,
@@ -45,6 +46,6 @@ def _models() -> dict[str, Model]:
     models = {f"parcae-{size}": parcae.parcae(size) for size in parcae.SIZES}
     models |= {f"parcae-gpt-{size}": parcae.parcae_gpt(size) for size in parcae.SIZES}
     models |= {f"huginn-{size}": huginn.huginn(size) for size in huginn.SIZES}
-    for page in (ouro, universal, chen, kohli, saunshi, relaxed, retrofit, baseline):
+    for page in (ouro, universal, chen, kohli, saunshi, recursions, relaxed, retrofit, baseline):
         models |= page.MODELS
     return models

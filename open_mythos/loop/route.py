@@ -1,0 +1,176 @@
+"""Which tokens take a step at all, decided by the model itself.
+
+    Everyone        all of them
+    ExpertChoice    at step n the best c_n T of the tokens that took the step before
+    TokenChoice     every token decides once, at the first step, how many it takes
+
+Mixture-of-recursions, Bae et al. 2025 (arXiv 2507.10524). A token that takes the step becomes h + g F(h), g
+= alpha sigmoid(router(h)); one that does not keeps its state, is done, and is seen by nobody at that step
+(recursion-wise keys and values). Without a cache only the chosen tokens are computed, as a shorter batch;
+with one, all are, and the others are masked out: the same numbers (tests/unit/loop/test_route.py).
+
+Ranking a sequence looks ahead, so ExpertChoice ranks in training only and in eval mode takes the tokens
+whose logit is above zero; `balance` weighs the cross entropy that teaches it so, `z_loss` the mean squared
+logit. The paper's token-choice weights its last step otherwise; here both choices share one rule.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from open_mythos.config import Config
+from open_mythos.nn.context import Context
+from open_mythos.shapes import Hidden, PerToken, Steps
+
+Layers = Callable[[Hidden, Context], Hidden]
+Chosen = Bool[Tensor, "B T"]
+FLAG = 9  # where in the cache, beside a layer's keys and values, it is kept who took the step
+
+
+class Everyone(Config):
+    def build(self, dim: int) -> "NoRouting":
+        return NoRouting()
+
+
+class ExpertChoice(Config):
+    capacity: tuple[float, ...] = (1.0, 2 / 3, 1 / 3)  # of the sequence, per step; the last goes on
+    alpha: float = 0.1
+    balance: float = 0.01
+    z_loss: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.capacity or not all(0 < c <= 1 for c in self.capacity):
+            raise ValueError(f"capacities are shares of the sequence in (0, 1], got {self.capacity}")
+
+    def build(self, dim: int) -> "ExpertRouting":
+        return ExpertRouting(self, dim)
+
+
+class TokenChoice(Config):
+    depths: int
+    alpha: float = 1.0
+    balance: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.depths < 1:
+            raise ValueError(f"tokens choose among one depth or more, got {self.depths}")
+
+    def build(self, dim: int) -> "TokenRouting":
+        return TokenRouting(self, dim)
+
+
+@final
+class NoRouting(nn.Module):
+    def forward(
+        self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
+    ) -> tuple[Hidden, Chosen | None]:
+        return layers(x, ctx), None
+
+
+@final
+class ExpertRouting(nn.Module):
+    def __init__(self, config: ExpertChoice, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.score = nn.Linear(dim, len(config.capacity), bias=False)
+
+    def forward(
+        self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
+    ) -> tuple[Hidden, Chosen | None]:
+        at = step.clamp_max(len(self.config.capacity) - 1)
+        logits = self.score(x).float().gather(-1, at[:, None, None].expand(*x.shape[:2], 1)).squeeze(-1)
+        there = (left > 0) & (ctx.positions >= 0)
+        ranked = self._best(logits.detach(), there, at, ctx)
+        chosen = ranked if self.training else there & (logits > 0)
+        if ctx.tally is not None:
+            ctx.tally.cost("route", self._cost(logits, ranked, there))
+        gate = self.config.alpha * logits.sigmoid()
+        return run_chosen(x, chosen, gate, ctx, layers), chosen
+
+    def _best(self, logits: PerToken, there: Chosen, at: Int[Tensor, "B"], ctx: Context) -> Chosen:
+        """The highest of those still there, as many as the share of this step of all that is not padding."""
+        shares = logits.new_tensor(self.config.capacity)[at]
+        count = (shares * (ctx.positions >= 0).sum(1)).ceil()
+        order = logits.masked_fill(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        rank = order.argsort(1)
+        return there & (rank < count[:, None])
+
+    def _cost(self, logits: PerToken, ranked: Chosen, there: Chosen) -> Float[Tensor, ""]:
+        taught = F.binary_cross_entropy_with_logits(logits, ranked.float(), reduction="none")
+        both = self.config.balance * taught + self.config.z_loss * logits.square()
+        return (both * there).sum() / there.sum().clamp_min(1)
+
+
+@final
+class TokenRouting(nn.Module):
+    def __init__(self, config: TokenChoice, dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.score = nn.Linear(dim, config.depths, bias=False)
+
+    def forward(
+        self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
+    ) -> tuple[Hidden, Chosen | None]:
+        shares = self.score(e).float().softmax(-1)  # of the encoded input, so the same at every step
+        best, depth = shares.max(-1)
+        chosen = (left > 0) & (ctx.positions >= 0) & (depth >= step[:, None])
+        if ctx.tally is not None:
+            ctx.tally.cost("route", self.config.balance * self._imbalance(shares, depth, step))
+        return run_chosen(x, chosen, self.config.alpha * best, ctx, layers), chosen
+
+    def _imbalance(
+        self, shares: Float[Tensor, "B T E"], depth: Int[Tensor, "B T"], step: Steps
+    ) -> Float[Tensor, ""]:
+        """Depths times the sum of (how often chosen) * (mean probability): one when even. Counted once."""
+        often = F.one_hot(depth, self.config.depths).float().mean(1)
+        return (self.config.depths * often * shares.mean(1)).sum(-1).mul(step == 0).mean()
+
+
+def run_chosen(x: Hidden, chosen: Chosen, gate: PerToken, ctx: Context, layers: Layers) -> Hidden:
+    """x + gate * layers(x) where chosen, x elsewhere; nobody looks at those not chosen."""
+    gate = gate[..., None].to(x.dtype)
+    if ctx.cache is not None or x.is_meta:  # on meta nobody can be counted
+        return torch.where(chosen[..., None], x + gate * layers(x, _watched(chosen, ctx)), x)
+    length = int(chosen.sum(1).max())
+    if length == 0:
+        return x
+    pick = (~chosen).long().argsort(dim=1, stable=True)[:, :length]  # the chosen ones first, in order
+    wide = pick[..., None].expand(-1, -1, x.shape[-1])
+    there, part = chosen.gather(1, pick), x.gather(1, wide)
+    y = part + gate.gather(1, pick[..., None]) * layers(part, _shorter(ctx, pick, there))
+    return x.scatter(1, wide, torch.where(there[..., None], y, part))
+
+
+def _shorter(ctx: Context, pick: Int[Tensor, "B t"], there: Bool[Tensor, "B t"]) -> Context:
+    """The context of these tokens alone; those that are not there are padding."""
+    mask = ctx.mask
+    if mask is not None:
+        rows = pick[:, None, :, None].expand(-1, 1, -1, mask.shape[-1])
+        mask = mask.expand(len(pick), -1, -1, -1).gather(2, rows)
+        mask = mask.gather(3, pick[:, None, None, :].expand(-1, 1, mask.shape[2], -1))
+    return replace(
+        ctx,
+        positions=torch.where(there, ctx.positions.gather(1, pick), -1),
+        start=None,
+        tokens=None if ctx.tokens is None else ctx.tokens.gather(1, pick),
+        documents=None if ctx.documents is None else ctx.documents.gather(1, pick),
+        mask=mask,
+        memo={},
+    )
+
+
+def _watched(chosen: Chosen, ctx: Context) -> Context:
+    """The same tokens, looking only at those that took the step, and at themselves."""
+    flags = ctx.at("loop", 0).extend(chosen[..., None].float(), part=FLAG)[..., 0] > 0  # B S
+    columns = torch.arange(flags.shape[1], device=flags.device)
+    itself = columns == ctx.positions.clamp_min(0)[..., None]
+    seen = (flags[:, None, :] | itself)[:, None]  # B 1 T S
+    return replace(ctx, mask=seen if ctx.mask is None else seen & ctx.mask, memo={})
+
+
+Routing = Everyone | ExpertChoice | TokenChoice

@@ -1,0 +1,52 @@
+"""Mixture-of-recursions, Bae et al. 2025 (arXiv 2507.10524): a router decides how often each token recurs.
+
+Middle-cycle sharing: the first and the last layer are their own, the block between them recurs. Who takes
+step n is the `route` of the loop (loop/route.py): expert choice, with capacities falling by equal shares,
+or token choice.
+
+    name                  from           unique  block  steps  route
+    recursions-360m       SmolLM2-360M   2       10     3      ExpertChoice(1, 2/3, 1/3)
+    recursions-360m-token SmolLM2-360M   2       10     3      TokenChoice
+
+Exact about sharing, expert choice (logits, alpha 0.1, hierarchical filtering, auxiliary loss) and keys and
+values per recursion. Sharing the first recursion's keys and values in later ones is not here, nor is the
+capacity's warm-up.
+"""
+
+from open_mythos.config import Config
+from open_mythos.loop.core import Loop
+from open_mythos.loop.route import ExpertChoice, Routing, TokenChoice
+from open_mythos.loop.schedule import Fixed
+from open_mythos.model import Model
+from open_mythos.presets.baseline import SHAPES, Shape, block, llama
+
+
+class Size(Config):
+    shape: Shape  # of the unshared model; its layers are ends + steps * block
+    steps: int = 3
+    tokens_choose: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.shape.layers - 2) % self.steps:
+            raise ValueError(
+                f"{self.shape.layers} layers, less two ends, do not fold into {self.steps} steps"
+            )
+
+
+def recursions(size: Size) -> Model:
+    """The model of `size`, as deep as its shape says when every token takes every step."""
+    layer, steps = block(size.shape), size.steps
+    route: Routing = ExpertChoice(capacity=tuple((steps - n) / steps for n in range(steps)))
+    if size.tokens_choose:
+        route = TokenChoice(depths=steps)
+    shared = (size.shape.layers - 2) // steps * (layer,)
+    return llama(size.shape).replace(
+        prelude=(layer,), loop=Loop(layers=shared, route=route, schedule=Fixed(steps=steps)), coda=(layer,)
+    )
+
+
+SIZES = {
+    "recursions-360m": Size(shape=SHAPES["smollm2-360m"]),
+    "recursions-360m-token": Size(shape=SHAPES["smollm2-360m"], tokens_choose=True),
+}
+MODELS = {name: recursions(size) for name, size in SIZES.items()}
