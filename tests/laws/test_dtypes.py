@@ -1,0 +1,56 @@
+"""Every model runs in half precision, and autocast gives gradients to the same parameters."""
+
+import pytest
+import torch
+
+from open_mythos.loop.schedule import Plan
+from tests.zoo import EVERY, LOOPED, awake, gradients, words
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_runs_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    model, tokens = EVERY[name].build().to(dtype), words(2, 16)
+    with torch.no_grad():
+        logits = model(tokens)
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_half_precision_is_near(name: str) -> None:
+    """As made, where rounding is not magnified: within a few per cent of the logits' scale."""
+    model, tokens = EVERY[name].build().eval(), words(2, 16)
+    with torch.no_grad():
+        exact = model(tokens)
+        rounded = model.bfloat16()(tokens).float()
+    assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_learns_in_bfloat16(name: str) -> None:
+    model, half, tokens = awake(EVERY[name]), awake(EVERY[name]).bfloat16(), words(2, 16)
+    plan = Plan((3, 2), 2) if name in LOOPED else None
+    for each in (model, half):
+        each(tokens, plan).float().log_softmax(-1)[..., 0].mean().backward()
+    assert gradients(half).keys() == gradients(model).keys()
+    for key, grad in gradients(half).items():
+        assert grad.dtype == torch.bfloat16
+        assert grad.isfinite().all(), key
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_autocast_reaches_the_same_parameters(name: str) -> None:
+    """Copies of weights made in steps without gradient must not serve those with it."""
+    model, cast, tokens = awake(EVERY[name]), awake(EVERY[name]), words(2, 16)
+    plan = Plan(4, 2) if name in LOOPED else None
+    model(tokens, plan).log_softmax(-1)[..., 0].mean().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = cast(tokens, plan).float().log_softmax(-1)[..., 0].mean()
+    loss.backward()
+    expected, given = gradients(model), gradients(cast)
+    assert given.keys() == expected.keys()
+    for key, grad in given.items():
+        assert grad.dtype == torch.float32
+        assert grad.isfinite().all(), key
+        assert bool(grad.abs().sum() > 0) == bool(expected[key].abs().sum() > 0), key

@@ -1,0 +1,113 @@
+"""A halting rule spends a mass of one, and a state that never changes is its own answer."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from open_mythos.loop.halt import ACT, Halting, UniversalACT
+from open_mythos.loop.schedule import Plan
+from open_mythos.loop.state import State
+from open_mythos.nn.context import Context
+from open_mythos.nn.tally import Tally
+from tests.zoo import LOOPED, awake, close, every, words
+
+ROWS, LENGTH, DIM, TURNS = 2, 50, 8, 6
+# T2T's halting forces nothing at the last step, so it spends its mass only if it may turn long enough.
+FORCED = [rule for rule in every(Halting) if not isinstance(rule, UniversalACT)]
+FORCED += [ACT(threshold=t) for t in (0.01, 0.5, 1.0)]
+
+
+def turns(module: nn.Module, states: list[torch.Tensor]) -> list[State]:
+    """The rule's states over `states`, the last of which is the last step; beginning from noise."""
+    ctx = Context.counting(torch.zeros(ROWS, LENGTH, dtype=torch.long), cache=None)
+    begin = torch.randn(ROWS, LENGTH, DIM)
+    state, seen = State.begin(begin, begin), []
+    for n, h in enumerate(states):
+        last = torch.full((ROWS,), n == len(states) - 1)
+        state = module(state, h, h, last, ctx)
+        seen.append(state)
+    return seen
+
+
+def built(rule: Halting) -> nn.Module:
+    torch.manual_seed(3)
+    module = rule.build(DIM)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    return module
+
+
+@pytest.mark.parametrize("rule", FORCED, ids=repr)
+def test_the_mass_is_one(rule: Halting) -> None:
+    states = [torch.randn(ROWS, LENGTH, DIM) for _ in range(TURNS)]
+    seen = turns(built(rule), states)
+    left = torch.stack([torch.ones(ROWS, LENGTH), *(state.left for state in seen)])
+    weights = left[:-1] - left[1:]
+    assert (weights >= 0).all()
+    assert (left[-1] == 0).all()
+    close(weights.sum(0), torch.ones(ROWS, LENGTH))
+    if isinstance(rule, ACT):
+        close(seen[-1].answer, sum(w[..., None] * h for w, h in zip(weights, states, strict=True)))
+
+
+@pytest.mark.parametrize("rule", FORCED, ids=repr)
+def test_a_state_that_never_changes_is_its_own_answer(rule: Halting) -> None:
+    h = torch.randn(ROWS, LENGTH, DIM)
+    close(turns(built(rule), [h] * TURNS)[-1].answer, h)
+
+
+@pytest.mark.parametrize("rule", FORCED, ids=repr)
+def test_one_step_answers_with_its_state(rule: Halting) -> None:
+    """Whatever the state began with is forgotten."""
+    h = torch.randn(ROWS, LENGTH, DIM)
+    close(turns(built(rule), [h])[-1].answer, h)
+
+
+def test_a_finished_token_keeps_its_answer() -> None:
+    states = [torch.randn(ROWS, LENGTH, DIM) for _ in range(TURNS)]
+    seen = turns(built(ACT(threshold=0.5)), states)
+    for before, after in pairwise(seen):
+        done = before.left == 0
+        assert torch.equal(after.answer[done], before.answer[done])
+    assert (seen[1].left == 0).any()
+    assert (seen[1].left > 0).any()
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_after_the_loop_nothing_is_left(name: str) -> None:
+    model, tokens = awake(LOOPED[name]), words(3)
+    rule = model.config.loop.halt
+    if isinstance(rule, UniversalACT) or getattr(rule, "as_released", False):
+        pytest.skip("this rule forces nothing at the last step")
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            ctx = Context.counting(tokens)
+            state = model.loop(model.encode(tokens, ctx), ctx, Plan((1, 2, 4)))
+            assert (state.left == 0).all()
+
+
+def test_ponder_cost() -> None:
+    """Graves 2016, eq. 13: the steps taken and the remainder, averaged over tokens; only the latter learns."""
+    module, tally = built(ACT(threshold=0.7)), Tally()
+    tokens = torch.zeros(ROWS, LENGTH, dtype=torch.long)
+    ctx = Context.counting(tokens).with_tally(tally)
+    states = torch.randn(TURNS, ROWS, LENGTH, DIM)
+    state = State.begin(states[0], states[0])
+    for n in range(TURNS):
+        state = module(state, states[n], states[n], torch.full((ROWS,), n == TURNS - 1), ctx)
+    shares = module.share(states.flatten(0, 1)).view(TURNS, -1)
+    costs = []
+    for token in shares.T:
+        spent, n = torch.zeros(()), 0
+        while n < TURNS - 1 and spent + token[n] < 0.7:
+            spent, n = spent + token[n], n + 1
+        costs.append(n + 1 + 1 - spent)
+    expected = torch.stack(costs).mean()
+    close(tally.costs["ponder"], expected)
+    assert len({round(float(cost.detach())) for cost in costs}) > 2
+    given, wanted = (
+        torch.autograd.grad(c, list(module.parameters())) for c in (tally.costs["ponder"], expected)
+    )
+    close(given, wanted)

@@ -1,0 +1,80 @@
+"""Every kernel agrees with the definition, values and gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from open_mythos.nn import attend as attend_module
+from open_mythos.nn.attend import FEW, SHORT, attend, attend_naively
+from open_mythos.nn.context import Sight
+from tests.zoo import close
+
+SHAPES = [(4, 4, 8, 8), (4, 2, 8, 8), (6, 1, 8, 8), (4, 4, 12, 8), (4, 1, 8, 12)]  # H, G, K, Kv
+
+
+def inputs(shape: tuple[int, int, int, int], asked: int, held: int) -> tuple[Tensor, Tensor, Tensor]:
+    heads, groups, width, value_width = shape
+    q = torch.randn(2, heads, asked, width, requires_grad=True)
+    k = torch.randn(2, groups, held, width, requires_grad=True)
+    v = torch.randn(2, groups, held, value_width, requires_grad=True)
+    return q, k, v
+
+
+def sight(kind: str, asked: int, held: int) -> Sight:
+    if kind == "mask":
+        mask = torch.rand(2, 1, asked, held) < 0.6
+        mask[..., 0] = True  # a query that may look at nothing has no softmax
+        return Sight(mask=mask)
+    return Sight(causal=kind == "causal")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", ["all", "causal", "mask"])
+@pytest.mark.parametrize(("asked", "held"), [(1, 13), (FEW, 13), (FEW + 1, 13), (13, 13)])
+def test_agrees_with_the_definition(shape: tuple[int, ...], kind: str, asked: int, held: int) -> None:
+    held = asked if kind == "causal" else held
+    q, k, v = inputs(shape, asked, held)
+    look = sight(kind, asked, held)
+    for scale in (None, 0.3):
+        given, expected = attend(q, k, v, look, scale), attend_naively(q, k, v, look, scale)
+        close(given, expected, 1e-6)
+        towards = torch.randn_like(given)
+        close(*(torch.autograd.grad(mixed, (q, k, v), towards) for mixed in (given, expected)), 1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("length", [5, 128, 200, SHORT + 1])
+def test_half_precision_by_blocks(shape: tuple[int, ...], length: int) -> None:
+    q, k, v = (x.bfloat16().detach().requires_grad_() for x in inputs(shape, length, length))
+    look = Sight(causal=True)
+    given = attend(q, k, v, look)
+    assert given.dtype == torch.bfloat16
+    expected = attend_naively(q.float(), k.float(), v.float(), look)
+    close(given.float(), expected, 2e-2)
+    towards = torch.randn_like(expected)
+    grads = torch.autograd.grad(given, (q, k, v), towards.bfloat16())
+    for grad, want in zip(grads, torch.autograd.grad(expected, (q, k, v), towards), strict=True):
+        assert (grad - want).norm() < 0.02 * want.norm()
+
+
+def test_few_queries_take_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fused kernel is a trap for decoding on a CPU, so it must not be met there."""
+    calls: list[int] = []
+    kernel = attend_module.F.scaled_dot_product_attention
+
+    def counted(*args: Tensor, **options: object) -> Tensor:
+        calls.append(args[0].shape[2])
+        return kernel(*args, **options)
+
+    monkeypatch.setattr(attend_module.F, "scaled_dot_product_attention", counted)
+    for asked in (1, FEW, FEW + 1):
+        attend(*inputs(SHAPES[1], asked, 20), Sight())
+    assert calls == [FEW + 1]
+
+
+def test_dropout_drops() -> None:
+    q, k, v = inputs(SHAPES[0], 9, 9)
+    assert not torch.allclose(
+        attend(q, k, v, Sight(causal=True), dropout=0.5), attend(q, k, v, Sight(causal=True))
+    )
+    assert not torch.allclose(attend(q, k, v, Sight(), dropout=0.5), attend(q, k, v, Sight()))

@@ -1,0 +1,50 @@
+"""Norms against their formulas, in float64."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from open_mythos.nn.norm import LayerNorm, RMSNorm, rms_norm
+from tests.zoo import close
+
+DTYPES = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items(), ids=str)
+@pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
+@pytest.mark.parametrize("eps", [1e-6, 1e-3])
+def test_rms_norm(dtype: torch.dtype, tolerance: float, size: float, eps: float) -> None:
+    x, w = (size * torch.randn(2, 3, 32)).to(dtype), torch.randn(32).to(dtype)
+    exact = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt()
+    for weight, expected in ((None, exact), (w, exact * w.double())):
+        given = rms_norm(x, weight, eps)
+        assert given.dtype == dtype
+        close(given.double(), expected, tolerance)
+
+
+def test_rms_norm_gradients() -> None:
+    x, w = torch.randn(2, 3, 32, requires_grad=True), torch.randn(32, requires_grad=True)
+    towards = torch.randn(2, 3, 32)
+    both = rms_norm(x, w, 1e-6), F.rms_norm(x, (32,), w, 1e-6)
+    close(*(torch.autograd.grad(y, (x, w), towards) for y in both), 1e-5)
+
+
+def test_zeros_stay_zero_and_finite() -> None:
+    x = torch.zeros(1, 2, 8, requires_grad=True)
+    y = rms_norm(x, None, 1e-6)
+    y.sum().backward()
+    assert (y == 0).all()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_large_half_values_do_not_overflow() -> None:
+    y = rms_norm(torch.full((1, 1, 8), 30_000.0, dtype=torch.float16), None, 1e-6)
+    close(y.float(), torch.ones(1, 1, 8), 1e-3)
+
+
+def test_built_norms() -> None:
+    x = torch.randn(2, 3, 16)
+    close(RMSNorm(eps=1e-2).build(16)(x), F.rms_norm(x, (16,), None, 1e-2), 1e-6)
+    assert not list(RMSNorm(weight=False).build(16).parameters())
+    close(LayerNorm(eps=1e-2).build(16)(x), F.layer_norm(x, (16,), eps=1e-2), 1e-6)
