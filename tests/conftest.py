@@ -13,6 +13,7 @@ install_import_hook(
         "open_mythos.infer",
         "open_mythos.analysis",
         "open_mythos.hub",
+        "open_mythos.data",
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )

@@ -7,8 +7,9 @@ parquet file. Its rows are numbered, so a reader can go on where it stopped (`st
 import gzip
 import json
 from collections.abc import Iterable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 # fmt: off
 TEXT = frozenset({
@@ -83,10 +84,10 @@ def _every_row(part: FilePart, text_field: str, longest: int, start: int) -> Ite
     return ((row, text) for row, text in enumerate(_pieces(part.path, longest)) if row >= start)
 
 
-def _open(path: str) -> IO[str]:
+def _open(path: str) -> TextIOWrapper:
     try:
         if path.endswith(".gz"):
-            return cast(IO[str], gzip.open(path, "rt", encoding="utf-8", errors="replace", newline=""))
+            return gzip.open(path, "rt", encoding="utf-8", errors="replace", newline="")
         return Path(path).open(encoding="utf-8", errors="replace", newline="")
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror or error}") from error

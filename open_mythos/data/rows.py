@@ -54,7 +54,7 @@ class Tokens:
 
     def rows(self, indices: Iterable[int], length: int) -> Integer[np.ndarray, "B L"]:
         """Rows by number, `length` + 1 ids each."""
-        return np.stack([self.read(int(i) * length, length + 1) for i in indices])
+        return np.stack([self.read(i * length, length + 1) for i in indices])
 
 
 def tokenize(documents: Iterable[str], tokenizer: Tokenizer, at_once: int = 64) -> Tokens:
@@ -115,7 +115,7 @@ class RowLoader:
 
     def __next__(self) -> Batch:
         first = self.seen + self.rank * self.batch
-        rows = self.tokens.rows(self.order(first, self.batch), self.length)
+        rows = self.tokens.rows(self.order(first, self.batch).tolist(), self.length)
         self.seen += self.batch * self.world
         return next_token_batch(rows, self.tokens.eos if self.documents else None)
 

@@ -190,7 +190,7 @@ def _begin(plan: Prepare, folder: Path) -> dict[str, Any]:
 
 def _foreign(paths: Iterable[Path]) -> Iterable[Path]:
     """What a preparation killed before its first index does not leave behind."""
-    ours = ("tokenizer", "training-", "held_out-", ".training-", ".held_out-", ".index")
+    ours = ("tokenizer", "training-", "held_out-", ".training-", ".held_out-", ".index", ".tokenizer")
     return (path for path in paths if not path.name.startswith(ours))
 
 

@@ -260,14 +260,17 @@ def _save(
     core: tokenizers.Tokenizer, folder: Path, names: dict[str, str | None], kind: str | None = None
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    core.save(str(folder / "tokenizer.json"))
+    part = folder / ".tokenizer.part"  # each file is there whole or not at all
+    core.save(str(part))
+    part.replace(folder / "tokenizer.json")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
     settings |= {f"{role}_token": name for role, name in names.items() if name}
     settings |= {"open_mythos": kind} if kind else {}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    part.write_text(json.dumps(settings, indent=2) + "\n")
+    part.replace(folder / "tokenizer_config.json")
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -183,7 +183,9 @@ class PuzzleLoader:
 
 def examples_of(puzzle: Puzzles, difficulty: int, count: int, seed: int = 0) -> list[Example]:
     """`count` examples of one difficulty, for tests and tables: the same ones for the same seed."""
-    return [puzzle.sample(rng_for(seed, 2, difficulty, number), difficulty) for number in range(count)]
+    return [
+        puzzle.sample(rng_for(seed, 2, max(0, difficulty), number), difficulty) for number in range(count)
+    ]
 
 
 def rng_for(*words: int) -> np.random.Generator:

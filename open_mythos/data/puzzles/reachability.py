@@ -57,8 +57,8 @@ class Reachability(Config):
         return Example((*words, names[source], "?", names[target], "="), ("yes" if reachable else "no",))
 
 
-def hops_between(edges: Edges, source: int, target: int) -> int | None:
-    """Edges on the shortest path, or None if there is none."""
+def hops_from(edges: Edges, source: int) -> dict[int, int]:
+    """Edges on the shortest path to every node that can be reached."""
     ways: dict[int, list[int]] = {}
     for one, two in edges:
         ways.setdefault(one, []).append(two)
@@ -69,7 +69,7 @@ def hops_between(edges: Edges, source: int, target: int) -> int | None:
             if near not in reached:
                 reached[near] = reached[here] + 1
                 waiting.append(near)
-    return reached.get(target)
+    return reached
 
 
 def _matched(rng: np.random.Generator, hops: int, most: int, reachable: bool) -> tuple[Edges, int, int]:
@@ -77,18 +77,18 @@ def _matched(rng: np.random.Generator, hops: int, most: int, reachable: bool) ->
     count = int(rng.integers(needed, min(needed + 6, most) + 1))
     one, two = range(hops + 1), range(hops + 1, needed)
     edges = {(a, a + 1) for path in (one, two) for a in path[:-1]}
-    wanted = {
-        (one[0], one[-1]): hops,
-        (two[0], two[-1]): hops,
-        (one[0], two[-1]): None,
-        (two[0], one[-1]): None,
-    }
     for edge in _random_edges(rng, count):
         with_it = edges | {edge}
-        if all(hops_between(with_it, *pair) == far for pair, far in wanted.items()):
+        if _leads_only(with_it, one, two[-1]) and _leads_only(with_it, two, one[-1]):
             edges = with_it
     source, decoy = (one, two) if rng.random() < 0.5 else (two, one)
     return edges, source[0], (source if reachable else decoy)[-1]
+
+
+def _leads_only(edges: Edges, path: range, elsewhere: int) -> bool:
+    """Whether the shortest way along `path` is still all of it, and none leads to the end of the other."""
+    reached = hops_from(edges, path[0])
+    return reached[path[-1]] == len(path) - 1 and elsewhere not in reached
 
 
 def _paper_positive(rng: np.random.Generator, hops: int, most: int) -> tuple[Edges, int, int]:
@@ -96,7 +96,7 @@ def _paper_positive(rng: np.random.Generator, hops: int, most: int) -> tuple[Edg
     count = int(rng.integers(least, max(least, min(hops + 6, most)) + 1))
     edges = {(a, a + 1) for a in range(hops)}
     for edge in _random_edges(rng, count):
-        if hops_between(edges | {edge}, 0, hops) == hops:
+        if hops_from(edges | {edge}, 0)[hops] == hops:
             edges.add(edge)
     return edges, 0, hops
 
@@ -104,9 +104,8 @@ def _paper_positive(rng: np.random.Generator, hops: int, most: int) -> tuple[Edg
 def _paper_negative(rng: np.random.Generator, most: int) -> tuple[Edges, int, int]:
     count = int(rng.integers(min(8, most), min(16, most) + 1))
     edges = set(_random_edges(rng, count))
-    pairs = [
-        (a, b) for a in range(count) for b in range(count) if a != b and hops_between(edges, a, b) is None
-    ]
+    reached = [hops_from(edges, a) for a in range(count)]
+    pairs = [(a, b) for a in range(count) for b in range(count) if b not in reached[a]]
     if not pairs:  # as the paper: two halves without an edge between them
         half = count // 2
         edges = {(a, b) for a, b in edges if (a < half) == (b < half)}
