@@ -1,0 +1,322 @@
+"""Plain generation: a batch of prompts, each continued token by token. The oracle of every faster engine.
+
+    prefill   all prompts at once, padded on the right: a token's column in the cache is its position, so
+              what padding would write is overwritten before anyone looks
+    advance   one token of every row per turn, at any depth per row
+
+A finished row leaves the batch, and its part of the cache with it. With an exit rule the prompt but its last
+token is read at full depth, and from there on every token leaves the loop as soon as the rule allows: rows
+that have left compute nothing. Law: greedy generation equals the repeated uncached forward, for every model,
+prompt length and depth, and a row ignores its neighbours (tests/laws/test_generate.py).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from open_mythos.infer.sample import NextLogits, Sampling, choose, uniforms
+from open_mythos.loop.exit import Exit
+from open_mythos.loop.schedule import Plan
+from open_mythos.model import LoopedLM
+from open_mythos.nn.cache import KVCache, LastExited, PerLoop, Policy
+from open_mythos.nn.context import Context
+from open_mythos.shapes import Tokens
+
+AT_ONCE = 8  # tokens made on an accelerator between two looks at them
+Finish = Literal["eos", "stop", "length"]
+Prompts = Tokens | Sequence[Sequence[int]]
+
+
+class Emitted(NamedTuple):
+    """One new token: whose it is, and how many steps of the loop it took to find it."""
+
+    row: int
+    token: int
+    steps: int
+    finish: Finish | None = None  # why this was the row's last
+
+
+@dataclass
+class Completion:
+    """What followed a prompt. The token or sequence that ended it is its last part."""
+
+    tokens: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    finish: Finish | None = None
+
+
+def generate(
+    model: LoopedLM,
+    prompts: Prompts,
+    *,
+    on_token: Callable[[Emitted], None] | None = None,
+    **options: Any,
+) -> list[Completion]:
+    """Continue every prompt; options as for `stream`. `on_token` sees each token as it comes."""
+    if on_token is None and model.embed.weight.device.type != "cpu":
+        options.setdefault("at_once", AT_ONCE)
+    rows = _as_lists(prompts, options.pop("mask", None))
+    completions = [Completion() for _ in rows]
+    for emitted in stream(model, rows, **options):
+        done = completions[emitted.row]
+        done.tokens.append(emitted.token)
+        done.steps.append(emitted.steps)
+        done.finish = emitted.finish
+        if on_token is not None:
+            on_token(emitted)
+    return completions
+
+
+def stream(  # noqa: PLR0913 (all of them by name)
+    model: LoopedLM,
+    prompts: Prompts,
+    *,
+    max_new_tokens: int,
+    mask: Int[Tensor, "B T"] | None = None,
+    loops: int | Sequence[int] | None = None,
+    exit: Exit | None = None,  # noqa: A002
+    sampling: Sampling | None = None,
+    eos: int | Iterable[int] | None = None,
+    stop: Sequence[Sequence[int]] = (),
+    policy: Policy | None = None,
+    at_once: int = 1,
+) -> Iterator[Emitted]:
+    """Tokens as they come, row by row.
+
+    `prompts` is a list of token lists, or a tensor (B, T), then with a `mask` that is 1 on tokens and 0 on
+    padding, on either side. `loops` is the depth, for all or per row, by default the mean of training; `exit`
+    ends each token's thinking earlier. `eos` ends a row, as does any of the `stop` sequences. The cache keeps
+    every step (`PerLoop`), or under an exit rule the last one that a token took (`LastExited`), unless
+    `policy` says otherwise. `at_once` tokens are made before the host looks whether a row has ended; those
+    beyond an end are dropped.
+
+    Raises `ValueError` before any work for an empty prompt, tokens outside the vocabulary, prompts that do
+    not fit the context with their continuation, and depths below one.
+    """
+    rows = _as_lists(prompts, mask)
+    depths = _depths(model, loops, len(rows))
+    _check(model, rows, max_new_tokens, exit)
+    if at_once < 1 or not all(stop):
+        raise ValueError("a stop sequence needs at least one token, and at_once is at least one")
+    if policy is None:
+        policy = PerLoop() if exit is None else LastExited()
+    ends = _Ends(frozenset([eos] if isinstance(eos, int) else eos or ()), [list(s) for s in stop])
+    flight = _Flight(model, rows, depths, max_new_tokens, sampling or Sampling(), exit, policy)
+    return _emit(flight, ends, max_new_tokens, at_once)
+
+
+def _emit(flight: "_Flight", ends: "_Ends", budget: int, at_once: int) -> Iterator[Emitted]:
+    training = flight.model.training
+    flight.model.eval()
+    try:
+        with torch.inference_mode():
+            made = flight.prefill()
+        written: list[list[int]] = [[] for _ in flight.owners]
+        while True:
+            for position in range(len(made)):
+                yield from _read_off(made[position], flight.owners, written, ends, budget)
+            staying = [i for i, row in enumerate(flight.owners) if ends.reason(written[row], budget) is None]
+            if not staying:
+                return
+            left = budget - len(written[flight.owners[staying[0]]])
+            with torch.inference_mode():
+                flight.keep(staying)
+                made = torch.cat([flight.advance() for _ in range(min(at_once, left))]).cpu()
+    finally:
+        flight.model.train(training)
+
+
+def _read_off(
+    made: Int[Tensor, "B 2"], owners: list[int], written: list[list[int]], ends: "_Ends", budget: int
+) -> Iterator[Emitted]:
+    """Hand out one token of each row that has not ended; what was made beyond an end is dropped."""
+    for row, (token, steps) in zip(owners, made.tolist(), strict=True):
+        if ends.reason(written[row], budget) is None:
+            written[row].append(token)
+            yield Emitted(row, token, steps, ends.reason(written[row], budget))
+
+
+class _Ends(NamedTuple):
+    """What ends a row."""
+
+    eos: frozenset[int]
+    stop: list[list[int]]
+
+    def reason(self, tokens: list[int], budget: int) -> Finish | None:
+        if tokens and tokens[-1] in self.eos:
+            return "eos"
+        if any(tokens[-len(sequence) :] == sequence for sequence in self.stop):
+            return "stop"
+        return "length" if len(tokens) >= budget else None
+
+
+class _Flight:
+    """The rows still being continued. `owners[i]` is the prompt that row i of the batch belongs to."""
+
+    def __init__(
+        self,
+        model: LoopedLM,
+        prompts: list[list[int]],
+        depths: list[int] | None,
+        budget: int,
+        sampling: Sampling,
+        exit: Exit | None,  # noqa: A002
+        policy: Policy,
+    ) -> None:
+        self.model, self.prompts, self.depths = model, prompts, depths
+        self.sampling, self.exit = sampling, exit
+        self.owners = list(range(len(prompts)))
+        self.device = model.embed.weight.device
+        self.cache = KVCache(len(prompts), max(map(len, prompts)) + budget, policy)
+        self.lengths = [len(prompt) for prompt in prompts]  # tokens that the cache holds once they are read
+        self.count = 0  # tokens drawn so far per row
+        self.newest = torch.tensor([prompt[-1] for prompt in prompts], device=self.device)
+        self.luck = self._luck(budget)
+        self.seen = self._seen()
+
+    def prefill(self) -> Int[Tensor, "1 B 2"]:
+        """Read the prompts and draw the first token of every row."""
+        kept_back = 0 if self.exit is None else 1
+        parts = [prompt[: len(prompt) - kept_back] for prompt in self.prompts]
+        if kept_back:
+            if any(parts):
+                self._read(parts, exit=None)
+            return self.advance(fresh=False).cpu()
+        logits, steps = self._read(parts, exit=None)
+        return self._draw(logits, steps).cpu()
+
+    def advance(self, fresh: bool = True) -> Int[Tensor, "1 B 2"]:
+        """Read each row's newest token and draw the next. A `fresh` one is not counted in the length yet."""
+        self.lengths = [length + fresh for length in self.lengths]
+        positions = [length - 1 for length in self.lengths]
+        tokens = self.newest[:, None]
+        if len(set(positions)) == 1:
+            ctx = Context.counting(tokens, positions[0], self.cache)
+        else:
+            here = torch.tensor(positions, device=self.device)[:, None]
+            ctx = Context.ragged(tokens, here, self.cache, end=max(positions) + 1)
+        logits, steps = self._think(tokens, ctx, torch.zeros_like(self.newest), self.exit)
+        return self._draw(logits, steps)
+
+    def keep(self, rows: list[int]) -> None:
+        """Let the others go."""
+        if len(rows) == len(self.owners):
+            return
+        pick = torch.tensor(rows, device=self.device)
+        self.cache.keep(pick)
+        self.newest = self.newest[pick]
+        self.luck = None if self.luck is None else self.luck[pick]
+        self.seen = None if self.seen is None else self.seen[pick]
+        self.depths = None if self.depths is None else [self.depths[i] for i in rows]
+        self.owners, self.lengths = [self.owners[i] for i in rows], [self.lengths[i] for i in rows]
+
+    def _read(self, parts: list[list[int]], exit: Exit | None) -> tuple[NextLogits, Int[Tensor, "B"]]:  # noqa: A002
+        """Prompts of any lengths in one call, padded on the right."""
+        lengths = [len(part) for part in parts]
+        longest = max(lengths)
+        tokens = torch.tensor([part + [0] * (longest - len(part)) for part in parts], device=self.device)
+        last = torch.tensor([max(length - 1, 0) for length in lengths], device=self.device)
+        if min(lengths) == longest:
+            ctx = Context.counting(tokens, cache=self.cache)
+        else:
+            columns = torch.arange(longest, device=self.device).expand(tokens.shape)
+            real = columns < torch.tensor(lengths, device=self.device)[:, None]
+            ctx = Context.ragged(tokens, torch.where(real, columns, -1), self.cache, end=longest)
+        return self._think(tokens, ctx, last, exit)
+
+    def _think(
+        self,
+        tokens: Tokens,
+        ctx: Context,
+        last: Int[Tensor, "B"],
+        exit: Exit | None,  # noqa: A002
+    ) -> tuple[NextLogits, Int[Tensor, "B"]]:
+        """The four verbs; logits and steps taken at column `last` of every row."""
+        model = self.model
+        state = model.encode(tokens, ctx)
+        if model.loop is not None and self.depths is not None:
+            judge = None if exit is None else (exit, model.read)
+            state = model.loop(state, ctx, Plan(tuple(self.depths)), judge=judge)
+        features = model.decode(state, ctx)
+        rows = torch.arange(len(tokens), device=self.device)
+        return model.head(features[rows, last]), state.taken[rows, last]
+
+    def _draw(self, logits: NextLogits, steps: Int[Tensor, "B"]) -> Int[Tensor, "1 B 2"]:
+        uniform = None if self.luck is None else self.luck[:, self.count]
+        self.newest = choose(logits, self.sampling, uniform, self.seen)
+        self.count += 1
+        if self.seen is not None:
+            self.seen.scatter_(1, self.newest[:, None], True)
+        return torch.stack([self.newest, steps.to(self.newest.dtype)], dim=-1)[None]
+
+    def _luck(self, budget: int) -> Tensor | None:
+        """Every uniform number that each row may need, so that drawing never waits."""
+        if self.sampling.greedy:
+            return None
+        numbers = np.stack([uniforms(self.sampling.seed, row, budget) for row in self.owners])
+        return torch.from_numpy(numbers).to(self.device)
+
+    def _seen(self) -> Tensor | None:
+        if self.sampling.repetition_penalty == 1:
+            return None
+        seen = torch.zeros(len(self.prompts), self.model.config.vocab, dtype=torch.bool)
+        for row, prompt in enumerate(self.prompts):
+            seen[row, prompt] = True
+        return seen.to(self.device)
+
+
+def _as_lists(prompts: Prompts, mask: Int[Tensor, "B T"] | None) -> list[list[int]]:
+    """Plain lists without padding."""
+    if mask is not None:
+        if not isinstance(prompts, Tensor) or mask.shape != prompts.shape:
+            raise ValueError(f"a mask goes with prompts in a tensor of its own shape, {tuple(mask.shape)}")
+        kept = mask.bool().cpu()
+        return [row[real].tolist() for row, real in zip(prompts.cpu(), kept, strict=True)]
+    return prompts.tolist() if isinstance(prompts, Tensor) else [list(prompt) for prompt in prompts]
+
+
+def _depths(model: LoopedLM, loops: int | Sequence[int] | None, rows: int) -> list[int] | None:
+    if model.loop is None:
+        if loops is not None:
+            raise ValueError(f"loops={loops} were asked of a model without a loop; leave loops out")
+        return None
+    depths = (
+        [model.steps if loops is None else loops] * rows
+        if loops is None or isinstance(loops, int)
+        else list(loops)
+    )
+    if len(depths) != rows:
+        raise ValueError(
+            f"loops names {len(depths)} depths for {rows} prompts; give one number, or one per prompt"
+        )
+    if min(depths, default=1) < 1:
+        raise ValueError(f"a loop takes at least one step, got loops={min(depths)}")
+    return depths
+
+
+def _check(model: LoopedLM, prompts: list[list[int]], budget: int, exit: Exit | None) -> None:  # noqa: A002
+    vocab, context = model.config.vocab, model.config.context
+    if exit is not None and model.loop is None:
+        raise ValueError("an exit rule ends a loop early, but the model has no loop; leave exit out")
+    if budget < 1:
+        raise ValueError(f"max_new_tokens should be at least 1, got {budget}")
+    if not prompts:
+        raise ValueError("there is no prompt to continue; give at least one")
+    for row, prompt in enumerate(prompts):
+        if not prompt:
+            raise ValueError(f"prompt {row} is empty; give at least one token to continue")
+        for token in (min(prompt), max(prompt)):
+            if not 0 <= token < vocab:
+                raise ValueError(
+                    f"token {token} of prompt {row} is outside the vocabulary of 0 to {vocab - 1}"
+                )
+        if len(prompt) + budget > context:
+            raise ValueError(
+                f"prompt {row} has {len(prompt)} tokens; with {budget} new ones that is more than the "
+                f"model's context of {context}"
+            )

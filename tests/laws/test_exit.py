@@ -1,0 +1,213 @@
+"""Who leaves the loop early has the answer of the step at which it left, and computes nothing more."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from open_mythos.loop import halt
+from open_mythos.loop.exit import Confidence, ReadoutChange, StateChange, Steps
+from open_mythos.loop.schedule import Plan
+from open_mythos.nn.attention import GQA
+from open_mythos.nn.block import PreNorm
+from open_mythos.nn.cache import KVCache, LastExited, PerLoop
+from open_mythos.nn.context import Context
+from open_mythos.nn.ffn import SwiGLU
+from tests.lively import lively, work_of
+from tests.tiny import MODELS
+
+LOOPED = {name: config for name, config in MODELS.items() if config.loop is not None}
+PLAIN = [name for name, config in LOOPED.items() if isinstance(config.loop.halt, halt.Last)]
+ADAPTIVE = [name for name in LOOPED if name not in PLAIN]
+TOKENS = torch.arange(3 * 7).reshape(3, 7) * 11 % 61
+RULES = [
+    StateChange(threshold=0.6),
+    StateChange(threshold=0.8, least=1, every=2),
+    ReadoutChange(threshold=2.0),
+    ReadoutChange(threshold=3.0, entropy=3.0, every=3),
+    Confidence(entropy=2.5),
+    Confidence(entropy=3.5, least=3),
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_grad():
+    with torch.no_grad():
+        yield
+
+
+def think(model, tokens, plan, ctx=None, rule=None, watch=None):
+    """(state after the loop, logits)"""
+    ctx = ctx or Context.counting(tokens)
+    judge = None if rule is None else (rule, model.read)
+    state = model.loop(model.encode(tokens, ctx), ctx, plan, watch, judge)
+    return state, model.read(state, ctx)
+
+
+def enough(rule, before, after, old, new):
+    """The rules as their papers write them."""
+    if isinstance(rule, StateChange):
+        return (after - before).norm(dim=-1) / after.norm(dim=-1) < rule.threshold
+    entropy = torch.distributions.Categorical(logits=new).entropy()
+    if isinstance(rule, Confidence):
+        return entropy < rule.entropy
+    kl = F.kl_div(new.log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    return (kl < rule.threshold) & (True if rule.entropy is None else entropy < rule.entropy)
+
+
+@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_prescribed_number_of_steps_is_the_plan_of_as_many(name, cached):
+    model = lively(LOOPED[name])
+    for steps in (1, 2, 4):
+        wanted = model(TOKENS, steps)
+        for policy in (PerLoop(), LastExited()) if cached else (None,):
+            cache = None if policy is None else KVCache(3, 7, policy)
+            got = model(TOKENS, 6, cache=cache, exit=Steps(steps=steps))
+            assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_the_answer_is_that_of_the_first_step_that_was_enough(name, rule):
+    model = lively(LOOPED[name])
+    ctx, states = Context.counting(TOKENS), []
+    start = model.encode(TOKENS, ctx)
+    model.loop(start, ctx, Plan(7), lambda n, state: states.append(state.h))
+    before, answer, taken = start.h, start.h, torch.full(TOKENS.shape, 7, dtype=torch.int32)
+    done, old = torch.zeros(TOKENS.shape, dtype=torch.bool), model.read(start, ctx)
+    for n, h in enumerate(states, 1):
+        answer = torch.where(done[..., None], answer, h)
+        new = model.read(start._replace(answer=answer), ctx)
+        if n >= rule.least and n % rule.every == 0:
+            ends = enough(rule, before, h, old, new) & ~done
+            taken, done = torch.where(ends, n, taken), done | ends
+        before, old = h, new
+    state, logits = think(model, TOKENS, Plan(7), rule=rule)
+    assert torch.equal(state.taken, taken)
+    assert_close(logits, new, atol=1e-4, rtol=1e-4)
+
+
+def test_the_rules_above_really_stop_some_tokens_early_and_some_not():
+    depths = {
+        step
+        for name in PLAIN
+        for rule in RULES
+        for step in think(lively(LOOPED[name]), TOKENS, Plan(7), rule=rule)[0].taken.unique().tolist()
+    }
+    assert len(depths) >= 5
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_tokens_that_left_compute_nothing(name):
+    """One token per row, as in decoding: the work done is the sum of the steps taken."""
+    model = lively(LOOPED[name])
+    rule = StateChange(threshold=0.7)
+    for policy in (None, LastExited()):
+        cache = None if policy is None else KVCache(3, 7, policy)
+        if cache is not None:
+            model(TOKENS[:, :4], 3, cache=cache)
+        ctx = Context.counting(TOKENS[:, 4:5], 4 if cache else 0, cache)
+        with work_of(model) as work:
+            state, _ = think(model, TOKENS[:, 4:5], Plan(7), ctx, rule)
+        assert sum(work) == int(state.taken.sum())
+    with work_of(model) as work:
+        think(model, TOKENS, Plan(7), Context.counting(TOKENS, 0, KVCache(3, 7)), rule)
+    assert sum(work) == 3 * 7 * 7
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_tail_of_finished_tokens_is_dropped_and_nothing_changes(name):
+    model = lively(LOOPED[name])
+    rule = StateChange(threshold=0.7, least=1)
+    kept, full = think(model, TOKENS, Plan(6), rule=rule, watch=lambda n, state: None)
+    with work_of(model) as work:
+        state, logits = think(model, TOKENS, Plan(6), rule=rule)
+    assert_close(logits, full, atol=1e-5, rtol=1e-5)
+    assert torch.equal(state.taken, kept.taken)
+    # A token works until it and all that come after it in its row are done; no longer rectangle is needed.
+    still = kept.taken.flip(1).cummax(1).values.flip(1)
+    rectangles = [
+        int((still > n).any(1).sum()) * (int((still > n).any(0).nonzero().max()) + 1)
+        for n in range(int(still.max()))
+    ]
+    assert work == rectangles
+    assert sum(work) < 3 * 7 * 6 or int(kept.taken.min()) == 6
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_adaptive_halting_leaves_early_and_nothing_changes(name):
+    model = lively(LOOPED[name])
+    model.loop.halt.score.weight.mul_(0.1)
+    model.loop.halt.score.bias.fill_(1.5)
+    with torch.enable_grad():
+        whole = model(TOKENS, 6)  # with gradient nobody leaves
+    with work_of(model) as work:
+        _, logits = think(model, TOKENS, Plan(6))
+    assert_close(logits, whole.detach(), atol=1e-5, rtol=1e-5)
+    assert sum(work) < 3 * 7 * 6
+    assert_close(model(TOKENS, 6, cache=KVCache(3, 7)), whole.detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize("rule", [None, StateChange(threshold=0.7), ReadoutChange(threshold=2.0)], ids=str)
+def test_rows_of_any_depth_and_padding_think_as_they_would_alone(name, rule):
+    model = lively(LOOPED[name])
+    real = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 1, 1, 1]])
+    depths = (2, 6, 4)
+    state, logits = think(model, TOKENS, Plan(depths), Context.padded(TOKENS, real), rule)
+    assert int(state.taken[real == 0].sum()) == 0
+    for row, depth in enumerate(depths):
+        mine = real[row].bool()
+        alone, own = think(model, TOKENS[row, mine][None], Plan(depth), rule=rule)
+        assert_close(logits[row, mine], own[0], atol=1e-4, rtol=1e-4)
+        assert torch.equal(state.taken[row, mine], alone.taken[0])
+
+
+def test_padding_does_not_keep_a_row_waiting():
+    model = lively(MODELS["parcae"])
+    rule = StateChange(threshold=0.7, least=1)
+    prompt = TOKENS[:1, :4]
+    with work_of(model) as alone:
+        think(model, prompt, Plan(9), rule=rule)
+    for tokens, real in [
+        (torch.cat([prompt, TOKENS[1:2, :2]], 1), [[1, 1, 1, 1, 0, 0]]),
+        (torch.cat([TOKENS[1:2, :2], prompt], 1), [[0, 0, 1, 1, 1, 1]]),
+    ]:
+        ctx = Context.padded(tokens, torch.tensor(real))
+        with work_of(model) as work:
+            think(model, tokens, Plan(9), ctx, rule)
+        assert len(work) == len(alone)
+
+
+def test_where_tokens_look_ahead_only_whole_rows_leave():
+    block = PreNorm(mixer=GQA(heads=4, attention="full"), ffn=SwiGLU(width=48))
+    config = MODELS["huginn"]
+    model = lively(config.replace(loop=config.loop.replace(layers=(block,))))
+    rule = StateChange(threshold=0.6, least=1)
+    kept, full = think(model, TOKENS, Plan(6), rule=rule, watch=lambda n, state: None)
+    state, logits = think(model, TOKENS, Plan(6), rule=rule)
+    assert len(kept.taken.unique()) > 2
+    assert torch.equal(state.taken, kept.taken)
+    assert_close(logits, full, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rest", [halt.ACT(threshold=0.9), halt.ACT(threshold=0.9, as_released=True)], ids=str
+)
+def test_cutting_a_token_short_is_its_last_step(rest):
+    """The halting mass that is left goes to the state at hand, as at the end of a plan."""
+    config = MODELS["mythos-gqa-act"]
+    model = lively(config.replace(loop=config.loop.replace(halt=rest)))
+    assert_close(model(TOKENS, 6, exit=Steps(steps=2)), model(TOKENS, 2), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("grad", [1, 2, 5])
+def test_a_plan_with_frozen_steps_judges_every_step_once(grad):
+    model = lively(MODELS["huginn"])
+    rule = StateChange(threshold=0.7)
+    wanted, logits = think(model, TOKENS, Plan((5, 3, 4)), rule=rule)
+    with torch.enable_grad():
+        got, other = think(model, TOKENS, Plan((5, 3, 4), grad), rule=rule)
+    assert torch.equal(got.taken, wanted.taken)
+    assert_close(other.detach(), logits, atol=1e-5, rtol=1e-5)
