@@ -36,6 +36,7 @@ _HOMES = {
         "mythos_1t",
     ),
     "open_mythos.tokenizer": ("MythosTokenizer", "load_tokenizer", "get_vocab_size"),
+    "open_mythos.hub.load": ("from_pretrained", "save_pretrained"),
     "open_mythos.config": ("Config",),
     "open_mythos.model": ("Model", "LoopedLM"),
     "open_mythos.loop.core": ("Loop",),

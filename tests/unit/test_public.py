@@ -1,5 +1,6 @@
 """The front door: light, complete, and word for word what the first README promised."""
 
+# ruff: noqa: RUF001 (their letters)
 import subprocess
 import sys
 
@@ -101,8 +102,8 @@ def test_the_variants_of_the_first_readme():
 
 
 def test_importing_is_light():
-    code = "import sys, open_mythos; open_mythos.__version__; print('torch' in sys.modules, 'numpy' in sys.modules)"
-    assert _run(code).split() == ["False", "False"]
+    code = "import sys, open_mythos; open_mythos.__version__; print({'torch', 'numpy'} & set(sys.modules))"
+    assert _run(code) == "set()\n"
 
 
 def test_every_public_name_is_there():

@@ -1,4 +1,4 @@
-"""Sizes are counted, not recited, and even a trillion parameters with a million tokens build and run on meta."""
+"""Sizes are counted, and even a trillion parameters with a million tokens build and run on meta."""
 
 import pytest
 import torch
