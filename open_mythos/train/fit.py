@@ -98,9 +98,10 @@ class Run:
                         hook.do(state, metrics)
                 if log is not None:
                     log.append(metrics)
+                failing = state.skipped > 0  # what is wrong may be in the weights: not to be kept
                 state = self._heed(state)
                 stop = int(*self.world.most(caught[0] if caught else 0))  # a signal may reach one rank first
-                if done or stop or (state.step % recipe.save_every == 0 and not state.skipped):
+                if done or stop or (state.step % recipe.save_every == 0 and not failing):
                     self.save(state, _score(metrics))
                 if stop and not done:
                     self.keeper.wait()
@@ -169,7 +170,8 @@ class Run:
         }
 
     def _restore(self, state: TrainState, saved: dict[str, Any]) -> TrainState:
-        ours, theirs = self.recipe.to_dict(), dict(saved["config"])
+        # By way of `Recipe`, which knows the defaults of fields that are younger than the checkpoint.
+        ours, theirs = self.recipe.to_dict(), Recipe.from_dict(saved["config"]).to_dict()
         for name in MAY_DIFFER:
             theirs[name] = ours[name]
         require_same(theirs, ours, "recipe")

@@ -1,0 +1,160 @@
+"""Two gloo processes learn what one learns, gather their weights as often for any depth, and survive a death.
+
+Starting two processes takes seconds, so few tests start them, each for several questions.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_mythos.loop.schedule import Plan
+from open_mythos.train.checkpoint import load, steps_in
+from open_mythos.train.metrics import read_rows
+from open_mythos.train.parallel import World, restarted
+from open_mythos.train.recipe import Recipe
+from tests.system import toy
+
+OPTIONS = ["--device", "cpu", "--no-sweep", "--threads", "1", "--wait", "60"]
+
+
+def on_two(recipe: Path | None, out: Path, *options: str, restarts: int = 0) -> "subprocess.Popen[str]":
+    name = [str(recipe)] if recipe else []
+    argv = ["-m", "open_mythos.cli.main", "train", *name, "--out", str(out), *OPTIONS, *options]
+    return toy.torchrun(2, *argv, restarts=restarts)
+
+
+def finish(process: "subprocess.Popen[str]") -> None:
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+
+
+def losses_agree(one: Path, other: Path) -> None:
+    ours, theirs = toy.losses(one), toy.losses(other)
+    assert ours.keys() == theirs.keys()
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=5e-4)
+
+
+def write(recipe: Recipe, path: Path) -> Path:
+    recipe.save(path)
+    return path
+
+
+def test_depth_costs_no_communication(tmp_path: Path) -> None:
+    out = tmp_path / "counts.json"
+    finish(toy.torchrun(2, str(Path(__file__).parent / "count.py"), str(out)))
+    found = json.loads(out.read_text())
+    assert len({json.dumps(counts) for counts in found["counts"].values()}) == 1, found["counts"]
+    assert found["counts"]["7"] == {"_allgather_base_": 7, "_reduce_scatter_base_": 4}
+    assert found["bfloat16"] == "{torch.float32}"
+    assert found["sample"] is True
+
+
+def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path: Path) -> None:
+    recipe = write(toy.recipe(tmp_path, steps=6, save_every=3), tmp_path / "toy.json")
+    toy.train(Recipe.load(recipe), tmp_path / "one")
+    finish(on_two(recipe, tmp_path / "two"))
+    losses_agree(tmp_path / "one", tmp_path / "two")
+    ours, theirs = (load(tmp_path / name / "checkpoints" / "step-00000006")[0] for name in ("one", "two"))
+    assert ours.keys() == theirs.keys()
+    longer = Recipe.load(recipe).replace(steps=8)
+    toy.train(longer, tmp_path / "two")  # saved by two, resumed by one
+    finish(on_two(None, tmp_path / "one", "--resume", "--steps", "8"))  # and the reverse
+    losses_agree(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_a_killed_rank_is_started_again_and_nothing_but_time_is_lost(tmp_path: Path) -> None:
+    recipe = write(toy.recipe(tmp_path, steps=40, save_every=2), tmp_path / "toy.json")
+    calm, torn = tmp_path / "calm", tmp_path / "torn"
+    finish(on_two(recipe, calm))
+    process = on_two(recipe, torn, restarts=2)
+    log = torn / "metrics.jsonl"
+    end = time.monotonic() + 120
+    while time.monotonic() < end and not (log.exists() and len(read_rows(log)) > 10):
+        time.sleep(0.01)
+    os.kill(child_of_rank(process.pid, 1), signal.SIGKILL)
+    killed_at = len(read_rows(log))
+    said, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, said
+    assert killed_at < 40
+    losses_agree(calm, torn)
+    newest = [steps_in(folder / "checkpoints").popitem()[1] for folder in (calm, torn)]
+    (ours, _), (theirs, _) = (load(folder, only="model") for folder in newest)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def child_of_rank(launcher: int, rank: int) -> int:
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdigit():
+            continue
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            environment = (folder / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parent == launcher and f"RANK={rank}".encode() in environment:
+            return int(folder.name)
+    raise AssertionError(f"no process of rank {rank}")
+
+
+@pytest.mark.slow
+def test_a_rank_that_never_comes_is_missed_in_so_many_words(tmp_path: Path) -> None:
+    recipe = write(toy.recipe(tmp_path, steps=2), tmp_path / "toy.json")
+    alone = {
+        "RANK": "0",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29777",
+    }
+    argv = [
+        sys.executable,
+        "-m",
+        "open_mythos.cli.main",
+        "train",
+        str(recipe),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [*argv, *OPTIONS[:-1], "2"],
+        env=os.environ | alone,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "did not find all 2 processes" in done.stderr
+
+
+def test_each_rank_takes_its_rows_of_the_one_plan() -> None:
+    plan = Plan((1, 2, 3, 4, 5, 6), (1, 1, 2, 2, 3, 3))
+    parts = [World(rank, 3).of_plan(plan) for rank in range(3)]
+    assert parts == [Plan((1, 2), (1, 1)), Plan((3, 4), (2, 2)), Plan((5, 6), (3, 3))]
+    assert World(1, 3).of_plan(Plan(4, 2)) == Plan(4, 2)
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
+    recipe = toy.recipe(tmp_path, steps=1)
+    assert [recipe.rows_on(ranks) for ranks in (1, 2, 4)] == [4, 2, 1]
+    with pytest.raises(
+        ValueError, match="a batch of 4 does not split into micro-batches of 1 on each of 3 ranks"
+    ):
+        recipe.rows_on(3)
+
+
+def test_a_restart_is_known_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+        assert not restarted()
+        monkeypatch.setenv(name, "1")
+        assert restarted()
+        monkeypatch.setenv(name, "0")
