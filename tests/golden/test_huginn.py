@@ -9,6 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_mythos.hub import huginn
+from open_mythos.infer.generate import generate
+from open_mythos.infer.speculate import speculate
 from open_mythos.loop.exit import (
     EntropyChange,
     Exit,
@@ -151,22 +153,52 @@ def test_adaptive_exits(set_: Golden, rule: str) -> None:
     assert tokens[0].tolist() == want
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "policy"),
+    [("T8", 8, PerLoop()), ("hf_T8", 8, PerLoop()), ("T3", 3, PerLoop()), ("T8_s4", 8, Shared())],
+)
+def test_generation(set_: Golden, name: str, steps: int, policy: Policy) -> None:
+    want, prompt = set_.data[f"gen.{name}"].tolist(), set_.data["input_ids"][0].tolist()
+    count = len(want) - len(prompt)
+    got = generate(set_.lm, [prompt], max_new_tokens=count, loops=steps, policy=policy)[0]
+    assert prompt + got.tokens == want
+
+
+def test_self_speculative_decoding(set_: Golden) -> None:
+    want, prompt = set_.data["gen.spec_3to8"].tolist(), set_.data["input_ids"][0].tolist()
+    got = speculate(set_.lm, prompt, max_new_tokens=len(want) - len(prompt), loops=8, draft_loops=3)
+    assert prompt + got.tokens == want
+
+
+def test_warm_start(set_: Golden) -> None:
+    """Each token starts where the one before it ended, after the norm that follows the loop."""
+    want, tokens = set_.data["gen.T8_warmstart"].tolist(), set_.data["input_ids"][:1]
+    cache, part, warm = KVCache(1, len(want)), tokens, None
+    while tokens.shape[1] < len(want):
+        held = tokens.shape[1] - part.shape[1]
+        _, logits, h = next(walk(set_.lm, [part], cache, [8], held=held, start=warm))
+        part, warm = logits[:, -1:].argmax(-1), set_.lm.norm(h[:, -1:])
+        tokens = torch.cat([tokens, part], 1)
+    assert tokens[0].tolist() == want
+
+
 def walk(
     lm: LoopedLM,
     parts: list[Tensor] | tuple[Tensor, ...],
     cache: KVCache,
     depths: list[int],
     rule: Exit | None = None,
-    start: int = 0,
+    held: int = 0,
+    start: Tensor | None = None,
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Steps taken, logits and states after each part of a text."""
     for part, depth in zip(parts, depths, strict=True):
         with torch.no_grad():
-            ctx = Context.counting(part, start, cache)
+            ctx = Context.counting(part, held, cache)
             judge = None if rule is None else (rule, lm.read)
-            state = lm.loop(lm.encode(part, ctx), ctx, Plan(depth), judge=judge)
+            state = lm.loop(lm.encode(part, ctx, start=start), ctx, Plan(depth), judge=judge)
             yield int(state.taken[0, -1]), lm.read(state, ctx), state.h
-        start += part.shape[1]
+        held += part.shape[1]
 
 
 def test_what_we_export_is_what_was_published(set_: Golden, tmp_path: Path) -> None:
