@@ -118,11 +118,14 @@ def test_a_window_shuffles_and_loses_nothing(tmp_path: Path) -> None:
         expected += [*ByteTokenizer().encode(next(reader)), ByteTokenizer().eos]
     loader = StreamLoader(Stream(source=source, length=5, batch=20, window=20), ByteTokenizer())
     batches = take(loader, 3)
+    orders = []
     for number, batch in enumerate(batches):
         rows = [tuple(expected[i : i + 5]) for i in range(number * 100, number * 100 + 100, 5)]
         got = [tuple(row) for row in batch.tokens.tolist()]
         assert Counter(got) == Counter(rows)
         assert got != rows
+        orders.append([rows.index(row) for row in got])
+    assert orders[0] != orders[1] != orders[2]
 
 
 def test_held_out_documents_are_never_trained_on(tmp_path: Path) -> None:
