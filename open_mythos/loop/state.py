@@ -22,7 +22,8 @@ class State(NamedTuple):
     @classmethod
     def begin(cls, e: Hidden, h: Hidden) -> "State":
         left = torch.ones(h.shape[:-1], dtype=torch.float32, device=h.device)
-        return cls(e, h, h, left, torch.zeros_like(left, dtype=torch.int32))
+        # The answer is a copy, or a compiled step sees two names for one tensor on the first step only.
+        return cls(e, h, h.clone(), left, torch.zeros_like(left, dtype=torch.int32))
 
     def take(self, rows: Tensor, length: int | None = None) -> "State":
         """Only these rows of the batch, and only their first `length` tokens."""

@@ -1,0 +1,42 @@
+"""Run as a program, away from the type checker under pytest, whose wrappers no compiler can read.
+
+Turns five compiled steps of the loop of the model named on the command line and prints how many graphs
+it took.
+"""
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+from open_mythos.loop.state import State
+from open_mythos.model import LoopedLM
+from open_mythos.nn.context import Context
+from tests.tiny import MODELS
+from tests.zoo import awake, close, gradients, words
+
+
+def run(model: LoopedLM, tokens: Tensor, take: Callable[..., State]) -> tuple[Tensor, dict[str, Tensor]]:
+    model.zero_grad()
+    ctx = Context.counting(tokens)
+    state = model.encode(tokens, ctx)
+    for n in range(5):
+        turn = ctx.turn(torch.full((2,), n), [n, n])
+        state = take(state, turn, turn.step, torch.full((2,), n == 4))
+    logits = model.head(model.decode(state, ctx))
+    logits.square().mean().backward()
+    return logits.detach(), {key: grad.clone() for key, grad in gradients(model).items()}
+
+
+def main(name: str) -> None:
+    model, tokens, counter = awake(MODELS[name]), words(2, 16), CompileCounter()
+    step = torch.compile(model.loop.step, fullgraph=True, backend=counter)
+    close(run(model, tokens, step), run(model, tokens, model.loop.step), 1e-4)
+    run(model, tokens, step)
+    print(counter.frame_count)  # noqa: T201
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
