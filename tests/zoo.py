@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from open_mythos.config import Config
-from open_mythos.loop import adapt, halt, inject, mark, schedule, start, update
+from open_mythos.loop import adapt, halt, inject, mark, route, schedule, start, update
 from open_mythos.loop.core import Loop
 from open_mythos.model import FinalNorm, LoopedLM, Matrix, Model
 from open_mythos.nn import attention, block, ffn, init, linear, norm, rope
-from tests.tiny import DIM, EXPERTS, GROUPED, LATENT, MODELS, VOCAB
+from tests.tiny import DIM, EXPERTS, GROUPED, LATENT, MODELS, VOCAB, tiny
 
 NEEDS: dict[type, dict[str, Any]] = {
     attention.GQA: {"heads": 4, "kv_heads": 2},
@@ -26,6 +26,7 @@ NEEDS: dict[type, dict[str, Any]] = {
     init.ScaledNormal: {"layers": 5},
     mark.StepTable: {"steps": 2},
     adapt.DepthLoRA: {"rank": 3, "steps": 2},
+    route.TokenChoice: {"depths": 3},
     schedule.Fixed: {"steps": 3},
     schedule.Uniform: {"low": 2, "high": 4},
     schedule.Poisson: {"mean": 3},
@@ -98,7 +99,12 @@ def mixed(i: int) -> Model:
 
 LONGEST = max(map(len, [*SEAMS.values(), MIXERS, FFNS, BLOCKS, INITS]))
 MIXED = {f"mixed-{i}": mixed(i) for i in range(LONGEST)}
-EVERY = MODELS | MIXED
+# Apart from the mixture: a token that no step takes has nothing for the other seams to act on.
+ROUTED = {
+    f"routed-{type(routing).__name__}": tiny(Loop(layers=(BLOCKS[0],), inject=inject.Add(), route=routing))
+    for routing in every(route.Routing)
+}
+EVERY = MODELS | MIXED | ROUTED
 LOOPED = {name: config for name, config in EVERY.items() if config.loop is not None}
 
 

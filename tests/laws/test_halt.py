@@ -89,7 +89,7 @@ def test_after_the_loop_nothing_is_left(name: str) -> None:
 
 
 def test_ponder_cost() -> None:
-    """Graves 2016, eq. 13: the steps taken and the remainder, averaged over tokens; only the latter learns."""
+    """Graves 2016, eq. 13: steps taken and remainder, averaged over tokens; only the latter learns."""
     module, tally = built(ACT(threshold=0.7)), Tally()
     tokens = torch.zeros(ROWS, LENGTH, dtype=torch.long)
     ctx = Context.counting(tokens).with_tally(tally)

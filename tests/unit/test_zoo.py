@@ -4,7 +4,7 @@ from typing import get_args
 
 import pytest
 
-from open_mythos.loop import adapt, halt, inject, mark, schedule, start, update
+from open_mythos.loop import adapt, halt, inject, mark, route, schedule, start, update
 from open_mythos.model import Model
 from open_mythos.nn import attention, block, ffn, init, linear, norm
 from tests.zoo import EVERY, parts
@@ -16,6 +16,7 @@ UNIONS = [
     adapt.Adaptation,
     update.Update,
     halt.Halting,
+    route.Routing,
     schedule.Schedule,
     attention.Mixer,
     block.Block,
