@@ -114,13 +114,14 @@ def test_a_window_shuffles_and_loses_nothing(tmp_path: Path) -> None:
     source = jsonl(tmp_path)
     reader = read_share(source, 0, 0, 1)
     expected: list[int] = []
-    while len(expected) < 301:
+    while len(expected) < 1021:
         expected += [*ByteTokenizer().encode(next(reader)), ByteTokenizer().eos]
-    loader = StreamLoader(Stream(source=source, length=5, batch=20, window=20), ByteTokenizer())
+    loader = StreamLoader(Stream(source=source, length=17, batch=20, window=20), ByteTokenizer())
     batches = take(loader, 3)
     orders = []
     for number, batch in enumerate(batches):
-        rows = [tuple(expected[i : i + 5]) for i in range(number * 100, number * 100 + 100, 5)]
+        rows = [tuple(expected[i : i + 17]) for i in range(number * 340, number * 340 + 340, 17)]
+        assert len({*rows}) == 20
         got = [tuple(row) for row in batch.tokens.tolist()]
         assert Counter(got) == Counter(rows)
         assert got != rows
