@@ -11,7 +11,7 @@ lists what is different and why.
 
 from collections.abc import Mapping, Sequence
 from operator import index
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -159,7 +159,9 @@ class OpenMythos(nn.Module):
         return torch.cat([input_ids, _rectangle(new, pad, options.get("eos")).to(input_ids)], dim=1)
 
     @classmethod
-    def from_original(cls, state_dict: Mapping[str, Tensor], cfg: Any, *, released: bool = True) -> Self:
+    def from_original(
+        cls, state_dict: Mapping[str, Tensor], cfg: Any, *, released: bool = True
+    ) -> "OpenMythos":
         """The model whose weights the package open-mythos 0.5.0 saved, in their dtype and on their device.
 
         `cfg` is a `MythosConfig`, a mapping of its fields or the package's own. With `released`, the default,

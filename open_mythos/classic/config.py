@@ -13,7 +13,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral
-from typing import Any, Self
+from typing import Any
 
 from open_mythos.loop.adapt import Adaptation, DepthLoRA, Unadapted
 from open_mythos.loop.core import Loop
@@ -67,7 +67,7 @@ class MythosConfig:
     released: bool = False  # behave as open-mythos 0.5.0 did where it was wrong
     halting: str = "act"  # or "last": every loop counts, and the last state is the answer
 
-    def __new__(cls, *values: Any, **given: Any) -> Self:
+    def __new__(cls, *values: Any, **given: Any) -> "MythosConfig":
         for name in given:
             if name not in cls.__dataclass_fields__:
                 close = difflib.get_close_matches(name, cls.__dataclass_fields__, n=1)
@@ -83,7 +83,7 @@ class MythosConfig:
         self.check()
 
     @classmethod
-    def of(cls, settings: "MythosConfig | Mapping[str, Any] | object", **changes: Any) -> Self:
+    def of(cls, settings: "MythosConfig | Mapping[str, Any] | object", **changes: Any) -> "MythosConfig":
         """From another config, a mapping of its fields, or the original package's own config object."""
         known = settings if isinstance(settings, Mapping) else vars(settings)
         return cls(**{**known, **changes})
