@@ -357,7 +357,7 @@ def _rope(mixer: GroupedAttention | LatentAttention) -> Rope:
     return mixer.config.rope
 
 
-def _turn(freqs_cis: Table, past: int, tokens: int) -> Table:
+def _turn(freqs_cis: Table, past: int, tokens: int) -> Complex[Tensor, "T half"]:
     """The table's rows for these tokens: all of them, or those after what is remembered."""
     turn = freqs_cis if len(freqs_cis) == tokens else freqs_cis[past : past + tokens]
     if len(turn) < tokens:
