@@ -134,8 +134,9 @@ class TokenRouting(nn.Module):
 def run_chosen(x: Hidden, chosen: Chosen, gate: PerToken, ctx: Context, layers: Layers) -> Hidden:
     """x + gate * layers(x) where chosen, x elsewhere; nobody looks at those not chosen."""
     gate = gate[..., None].to(x.dtype)
-    if ctx.cache is not None or x.is_meta:  # on meta nobody can be counted
-        return torch.where(chosen[..., None], x + gate * layers(x, _watched(chosen, ctx)), x)
+    if ctx.cache is not None or x.is_meta:  # on meta nobody can be counted, nor needs to be hidden
+        seen = ctx if ctx.cache is None else _watched(chosen, ctx)
+        return torch.where(chosen[..., None], x + gate * layers(x, seen), x)
     length = int(chosen.sum(1).max())
     if length == 0:
         return x

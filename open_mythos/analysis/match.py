@@ -1,0 +1,210 @@
+"""The model that a comparison should be made with: equal in what is said to be equal, counted and not
+recited.
+
+    cost(model)  =  stored parameters, FLOPs per token of inference and of training, cache bytes per token
+    match        :  layers L and feed-forward width w of the other model, such that the costs asked for agree
+
+All costs are affine in w for every L, so three models made on the meta device say what every other one
+would cost, and the one chosen is made and counted to be sure. A looped model is matched by a fixed-depth
+one of the same layers, a fixed-depth one by a looped one. Not everything can be equal at once: a loop
+spends more FLOPs on every parameter than any dense model without one, and then the answer is an error that
+says how far off the nearest is.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from open_mythos.loop.adapt import NormedStep
+from open_mythos.loop.core import Loop
+from open_mythos.loop.inject import Diagonal
+from open_mythos.loop.schedule import Fixed, Plan
+from open_mythos.loop.start import Zeros
+from open_mythos.model import LoopedLM, Model
+from open_mythos.nn.block import Block
+from open_mythos.nn.cache import KVCache
+from open_mythos.nn.context import Context
+from open_mythos.nn.ffn import MLP, SwiGLU
+from open_mythos.nn.linear import Plain
+from open_mythos.nn.norm import RMSNorm
+
+What = Literal["params", "flops", "training", "memory"]
+TOLERANCE = 0.02
+LENGTH = 1024  # tokens of the sequence whose FLOPs are counted
+
+
+class Cost(NamedTuple):
+    """`flops` and `training` are per token, `memory` is bytes of a 2-byte cache per token."""
+
+    params: float
+    flops: float
+    training: float
+    memory: float
+
+    def off(self, other: "Cost", on: Sequence[str]) -> float:
+        """The largest relative difference in what is asked for."""
+        return max(abs(getattr(self, what) / getattr(other, what) - 1) for what in on)
+
+
+class Match(NamedTuple):
+    model: Model
+    cost: Cost
+    wanted: Cost
+    layers: int
+    width: int
+
+
+def cost(model: Model, length: int = LENGTH) -> Cost:
+    """Counted from the model, made on the meta device. It takes the mean steps of its schedule."""
+    with torch.device("meta"):
+        lm = model.build().eval()
+    length, steps = min(length, model.context), max(lm.steps, 1)
+    one = _flops(lm, 1, length)
+    turn = _flops(lm, 2, length) - one if model.loop is not None else 0
+    grad = min(getattr(model.loop.schedule, "grad", None) or steps, steps) if model.loop is not None else 1
+    learned = one + (grad - 1) * turn
+    forward = one + (steps - 1) * turn
+    return Cost(
+        params=sum(p.numel() for p in lm.parameters()),
+        flops=forward / length,
+        training=(forward + 2 * learned) / length,  # a backward pass costs two forward ones
+        memory=_memory(lm, steps),
+    )
+
+
+def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float = TOLERANCE) -> Match:
+    """The other model, equal to `model` in all of `on`; of several, the one whose width is closest.
+
+    Raises `ValueError` if there is none, saying how far off the nearest is, or if `on` is not understood.
+    """
+    unknown = set(on) - set(get_args(What))
+    if unknown or not on:
+        raise ValueError(
+            f"models can be equal in {', '.join(get_args(What))}; got {', '.join(on) or 'nothing'}"
+        )
+    make: Callable[[int, int], Model] = _Fixed(model) if model.loop is not None else _Looped(model, loops)
+    wanted, old = cost(model), _width(_layer(model))
+    guess = _Plane(make, old)
+    tried = [(n, w) for n in range(1, _most(model) + 1) for w in guess.widths(n, wanted, on)]
+    if not tried:
+        raise ValueError(f"no model of these layers comes near in {' and '.join(on)}")
+    near = [pair for pair in tried if guess(*pair).off(wanted, on) <= tolerance]
+    if not near:
+        best = min(tried, key=lambda pair: guess(*pair).off(wanted, on))
+        raise ValueError(_nearest(guess(*best), wanted, on, tolerance))
+    layers, width = min(near, key=lambda pair: abs(pair[1] - old))
+    other = make(layers, width)
+    counted = cost(other)
+    assert counted.off(wanted, on) <= tolerance + 1e-6, (
+        "the costs of a model are not what four others foretold"
+    )
+    return Match(other, counted, wanted, layers, width)
+
+
+class _Plane:
+    """What so many layers of such a width cost:  c + L (a + b w),  known from four models."""
+
+    def __init__(self, make: Callable[[int, int], Model], width: int) -> None:
+        self.width = width
+        self.corners = {(n, w): cost(make(n, w)) for n in (1, 2) for w in (width, 2 * width)}
+
+    def __call__(self, layers: int, width: int) -> Cost:
+        share = width / self.width - 1
+        thin, wide = self._line(layers, self.width), self._line(layers, 2 * self.width)
+        return Cost(*(a + share * (b - a) for a, b in zip(thin, wide, strict=True)))
+
+    def widths(self, layers: int, wanted: Cost, on: Sequence[str]) -> list[int]:
+        """Those at which this many layers would meet some of what is asked for."""
+        thin, wide = self._line(layers, self.width), self._line(layers, 2 * self.width)
+        step = 8 if self.width >= 256 else 1
+        found = {self.width}
+        for what in on:
+            slope = getattr(wide, what) - getattr(thin, what)
+            if slope > 0:
+                share = 1 + (getattr(wanted, what) - getattr(thin, what)) / slope
+                found.add(round(share * self.width / step) * step)
+        return sorted(width for width in found if 0 < width <= 16 * self.width)
+
+    def _line(self, layers: int, width: int) -> Cost:
+        one, two = self.corners[1, width], self.corners[2, width]
+        return Cost(*(a + (layers - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+
+
+class _Fixed:
+    """A fixed-depth model of the loop's layers."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def __call__(self, layers: int, width: int) -> Model:
+        assert self.model.loop is not None
+        adapt = self.model.loop.adapt
+        norm = self.model.norm or (adapt.norm if isinstance(adapt, NormedStep) else RMSNorm())
+        block = layers * (_wide(_layer(self.model), width),)
+        return self.model.replace(prelude=block, enter=None, loop=None, leave=None, coda=(), norm=norm)
+
+
+class _Looped:
+    """One layer before and after, and a loop between with the injection of Parcae."""
+
+    def __init__(self, model: Model, loops: int) -> None:
+        self.model, self.loops = model, loops
+
+    def __call__(self, layers: int, width: int) -> Model:
+        layer = _wide(_layer(self.model), width)
+        loop = Loop(
+            layers=layers * (layer,), start=Zeros(), inject=Diagonal(), schedule=Fixed(steps=self.loops)
+        )
+        return self.model.replace(prelude=(layer,), loop=loop, coda=(layer,))
+
+
+def _most(model: Model) -> int:
+    """No match has more layers than the unrolled model, but for its attention."""
+    if model.loop is None:
+        return len(model.prelude)
+    return len(model.prelude) + len(model.loop.layers) * model.loop.schedule.mean_steps + len(model.coda)
+
+
+def _layer(model: Model) -> Block:
+    blocks = model.loop.layers if model.loop is not None else model.prelude
+    if not blocks:
+        raise ValueError("a model without layers cannot be matched")
+    return blocks[-1]
+
+
+def _width(layer: Block) -> int:
+    return layer.ffn.width
+
+
+def _wide(layer: Block, width: int) -> Block:
+    """The layer with another feed-forward, and without what only a loop understands."""
+    ffn, mixer = layer.ffn.replace(width=width), layer.mixer
+    if isinstance(ffn, SwiGLU | MLP):
+        ffn = ffn.replace(linear=Plain())
+    return layer.replace(ffn=ffn, mixer=mixer.replace(linear=Plain()))
+
+
+def _flops(lm: LoopedLM, steps: int, length: int) -> int:
+    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        lm(tokens, Plan(steps))
+    return int(counter.get_total_flops())
+
+
+def _memory(lm: LoopedLM, steps: int) -> float:
+    """Bytes that one token leaves in a cache which keeps every step."""
+    cache = KVCache(rows=1, capacity=8)
+    tokens = torch.zeros(1, 8, dtype=torch.long, device="meta")
+    with torch.no_grad():
+        lm.to(torch.bfloat16)(tokens, Plan(steps), ctx=Context.counting(tokens, cache=cache))
+    return cache.nbytes / 9  # one column more than the capacity, for padding
+
+
+def _nearest(cost: Cost, wanted: Cost, on: Sequence[str], tolerance: float) -> str:
+    off = ", ".join(f"{getattr(cost, what) / getattr(wanted, what) - 1:+.0%} in {what}" for what in on)
+    return (
+        f"no model of these layers is within {tolerance:.0%} in {' and '.join(on)}; "
+        f"the nearest is {off}; ask for fewer things to be equal"
+    )

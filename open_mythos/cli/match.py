@@ -1,0 +1,72 @@
+"""mythos match CONFIG --on params,flops,memory: the model to compare with, equal in what is named, within 2
+%.
+
+CONFIG is a preset's name, a folder, or a JSON file. A looped model is answered with a fixed-depth one, and
+a fixed-depth one with a looped one of `--loops` steps. `--out` writes the answer as a config that every
+other verb reads.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from open_mythos.analysis.match import Match
+    from open_mythos.model import Model
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="mythos match", description=__doc__)
+    parser.add_argument("config", help="a preset's name, a folder with config.json, or a JSON file")
+    parser.add_argument("--on", default="params", help="any of params, flops, training, memory, with commas")
+    parser.add_argument(
+        "--loops", type=int, default=4, help="steps of the loop, when it is the answer that loops"
+    )
+    parser.add_argument("--out", type=Path, help="write the answer there, as JSON")
+    given = parser.parse_args(argv)
+    from open_mythos.analysis.match import match
+
+    model = read(given.config)
+    found = match(model, tuple(given.on.split(",")), loops=given.loops)
+    _show(given.config, found)
+    if given.out is not None:
+        found.model.save(given.out)
+        print(f"written to {given.out}")
+    return 0
+
+
+def read(name: str) -> "Model":
+    """A model by name or from a file. Raises `ValueError` for what is neither."""
+    from open_mythos.model import Model
+    from open_mythos.presets import preset
+
+    path = Path(name)
+    if path.is_dir():
+        from open_mythos.hub.load import read_config, recognise
+
+        config = read_config(path)
+        return recognise(config).to_model(config)
+    return Model.load(path) if path.suffix == ".json" else preset(name)
+
+
+def _show(name: str, found: "Match") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", name, "match", "off")
+    rows = {
+        "parameters": (found.wanted.params, found.cost.params),
+        "FLOPs per token": (found.wanted.flops, found.cost.flops),
+        "training FLOPs per token": (found.wanted.training, found.cost.training),
+        "cache bytes per token": (found.wanted.memory, found.cost.memory),
+    }
+    for title, (wanted, got) in rows.items():
+        table.add_row(title, f"{wanted:,.0f}", f"{got:,.0f}", f"{got / wanted - 1:+.1%}")
+    Console().print(table)
+    kind = "fixed depth" if found.model.loop is None else f"{_steps(found)} steps"
+    print(f"{kind}: {found.layers} layers, feed-forward width {found.width}")
+
+
+def _steps(found: "Match") -> int:
+    assert found.model.loop is not None
+    return found.model.loop.schedule.mean_steps

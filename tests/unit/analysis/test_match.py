@@ -1,0 +1,63 @@
+"""Matched baselines: equal in what was asked for, counted independently."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from open_mythos.analysis.match import cost, match
+from open_mythos.cli.match import main
+from open_mythos.presets.baseline import Shape, llama
+from open_mythos.presets.saunshi import Size, saunshi
+
+LOOPED = saunshi(Size(vocab=64, dim=32, width=96, heads=4, k=2, loops=3, untied=1, context=64))
+FIXED = llama(Shape(vocab=64, dim=32, layers=8, heads=4, kv_heads=2, width=96, context=64))
+
+
+def test_cost_is_what_the_model_does() -> None:
+    """By hand: 8 unrolled layers of 12 + 2 x 96 / 32 products, attention over 64 columns, the head."""
+    linear = 8 * (4 * 32 * 32 + 2 * 32 * 96) + 32 * 64
+    attention = 8 * 2 * 64 * 32
+    assert cost(LOOPED).flops == 2 * (linear + attention)
+    assert cost(LOOPED).training == 3 * cost(LOOPED).flops
+    assert cost(LOOPED).memory == 8 * 2 * 32 * 2
+    assert cost(LOOPED).params == sum(p.numel() for p in LOOPED.build().parameters())
+
+
+def test_frozen_steps_are_not_paid_for_twice() -> None:
+    assert LOOPED.loop is not None
+    truncated = LOOPED.override("loop.schedule.grad=1")
+    turn = (cost(LOOPED).flops - cost(LOOPED.override("loop.schedule.steps=2")).flops) * 2
+    assert cost(LOOPED).training - cost(truncated).training == pytest.approx(2 * turn)
+
+
+@pytest.mark.parametrize("on", [("params",), ("flops",), ("training",), ("memory",), ("params", "memory")])
+@pytest.mark.parametrize("model", [LOOPED, FIXED], ids=["looped", "fixed"])
+def test_the_match_is_equal_in_what_was_asked_for(model: object, on: tuple[str, ...]) -> None:
+    try:
+        found = match(model, on, loops=2)  # type: ignore[arg-type]
+    except ValueError:
+        assert on == ("params", "memory")
+        return
+    assert (found.model.loop is None) != (model.loop is None)  # type: ignore[attr-defined]
+    ours, theirs = cost(found.model), cost(model)  # type: ignore[arg-type]
+    assert all(abs(getattr(ours, what) / getattr(theirs, what) - 1) <= 0.02 for what in on)
+    assert found.model.build()(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 64)
+
+
+def test_what_cannot_be_equal_is_said() -> None:
+    with pytest.raises(ValueError, match=r"within 2% in params and flops; the nearest"):
+        match(LOOPED, ("params", "flops"))
+
+
+def test_unknown_wishes_are_refused() -> None:
+    with pytest.raises(ValueError, match="params, flops, training, memory; got speed"):
+        match(LOOPED, ("speed",))
+
+
+def test_the_command_writes_a_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    LOOPED.save(tmp_path / "mine.json")
+    assert main([str(tmp_path / "mine.json"), "--on", "flops", "--out", str(tmp_path / "twin.json")]) == 0
+    assert json.loads((tmp_path / "twin.json").read_text())["loop"] is None
+    assert "FLOPs per token" in capsys.readouterr().out
