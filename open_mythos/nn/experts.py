@@ -30,9 +30,27 @@ def run_experts(
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
     counts = flat.new_zeros(len(gate_up)).scatter_add_(0, flat, torch.ones_like(flat))
-    y, _ = grouped_swiglu(x[order // k], gate_up, down, counts)
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    return (weights[:, None] @ y[back].view(len(x), k, -1)).squeeze(1)
+    y, _ = grouped_swiglu(_Reordered.apply(x, order, back, k), gate_up, down, counts)
+    return (weights[:, None] @ _Reordered.apply(y, back, order, 1).view(len(x), k, -1)).squeeze(1)
+
+
+class _Reordered(torch.autograd.Function):
+    """Row order[i] // k of x as row i. The gradient gathers too, by the inverse order `back`, adding nothing
+    up at random places: several times as fast as that of `x[order // k]`, and always in the same order.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(back)
+        ctx.k = k
+        return x.index_select(0, order if k == 1 else order // k)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        (back,) = ctx.saved_tensors
+        grad = grad.index_select(0, back)
+        return grad if ctx.k == 1 else grad.view(-1, ctx.k, grad.shape[-1]).sum(1), None, None, None
 
 
 @torch.library.custom_op("open_mythos::grouped_swiglu", mutates_args=())
@@ -108,10 +126,10 @@ def _fused(
     flat = chosen.flatten()
     order = flat.argsort(stable=True)
     tokens = order // k
-    scale = weights.flatten()[order, None]
+    scale = weights.flatten().index_select(0, order)[:, None]
     for e, rows in _slices(torch.bincount(flat, minlength=len(gate_up))):
         who = tokens[rows]
-        hidden = _swiglu(x[who] @ gate_up[e].mT)
+        hidden = _swiglu(x.index_select(0, who) @ gate_up[e].mT)
         y.index_add_(0, who, (hidden @ down[e].mT).mul_(scale[rows]))
     return y
 
@@ -139,7 +157,8 @@ def _swiglu_backward(
 ) -> tuple[Float[Tensor, "M F2"], Float[Tensor, "M F"]]:
     """(gradient of `middle`, the hidden value itself)."""
     gate, up = middle.chunk(2, dim=-1)
-    sigmoid = gate.sigmoid()
-    silu = gate * sigmoid
-    grad_gate = grad * up * (sigmoid + silu * (1 - sigmoid))
-    return torch.cat([grad_gate, grad * silu], dim=-1), silu * up
+    grad_middle, silu = torch.empty_like(middle), F.silu(gate)
+    grad_gate, grad_up = grad_middle.chunk(2, dim=-1)
+    torch.mul(grad, silu, out=grad_up)
+    torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+    return grad_middle, silu.mul_(up)
