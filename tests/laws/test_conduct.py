@@ -8,11 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from open_mythos.loop.core import LoopCore
+from open_mythos.loop.route import Everyone, ExpertChoice
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
 from open_mythos.nn.ffn import MoE
 from open_mythos.nn.tally import Tally, Where
 from tests.zoo import EVERY, LOOPED, awake, close, gradients, parts, words
+
+MIXTURES = [
+    name
+    for name, config in LOOPED.items()
+    if isinstance(config.loop.route, Everyone) and any(isinstance(part, MoE) for part in parts(config.loop))
+]
 
 
 def same_luck(call: Callable[[], object]) -> bool:
@@ -31,7 +39,8 @@ def test_the_model_draws_nothing(name: str) -> None:
     assert same_luck(lambda: model.train()(tokens, Plan((2, 3), 1)).sum().backward())
     rng = torch.Generator().manual_seed(0)
     assert same_luck(lambda: model(tokens, rng=rng))
-    close(model.train()(tokens), model.eval()(tokens))
+    if not isinstance(model.loop, LoopCore) or not isinstance(model.loop.config.route, ExpertChoice):
+        close(model.train()(tokens), model.eval()(tokens))  # (that one ranks the sequence in training only)
 
 
 @pytest.mark.parametrize("name", ["parcae", "huginn"])
@@ -81,9 +90,7 @@ def test_recomputation_changes_no_number(name: str, plan: Plan) -> None:
     close(again.grads, plain.grads, 1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", [n for n in LOOPED if any(isinstance(p, MoE) for p in parts(LOOPED[n].loop))]
-)
+@pytest.mark.parametrize("name", MIXTURES)
 def test_loads_count_every_choice_once(name: str) -> None:
     model, tokens, tally = awake(EVERY[name]), words(3, 5), Tally()
     model(tokens, Plan((1, 2, 4)), tally=tally)
