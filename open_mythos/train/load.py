@@ -31,7 +31,13 @@ def load_run(folder: Path, step: int | None = None) -> tuple[LoopedLM, Tokenizer
     with torch.device("meta"):
         model = recipe.model.build()
     weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
-    model.load_state_dict(weights, assign=True)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
+        raise ValueError(
+            f"the checkpoint of {folder} is not of the model in its config.json: {first}"
+        ) from error
     if recipe.model.tied:
         model.head.weight = model.embed.weight
     return model.eval(), load_folder(folder / "tokenizer")

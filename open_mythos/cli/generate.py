@@ -1,0 +1,164 @@
+"""`mythos generate RUN --prompt TEXT`: continue a text with a trained model, at any depth."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from open_mythos.data.tokenizer import Tokenizer
+    from open_mythos.infer.generate import Emitted
+    from open_mythos.model import LoopedLM
+
+UNFINISHED = "\ufffd"  # what an incomplete character decodes to
+
+
+@dataclass(frozen=True)
+class Options:
+    """Continue a text: `mythos generate runs/demo --prompt "def add(" --loops 8`.
+
+    A rule is a name, as in `--exit StateChange`, or one with fields: `--exit StateChange:threshold=0.1`.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The folder of a run, or of weights of a known family."""
+
+    prompt: str | None = None
+    """The text to continue. Default: what comes on standard input."""
+
+    tokens: int = 200
+    """How many tokens to add at most."""
+
+    loops: int | None = None
+    """Steps of the loop per token. Default: the mean of training."""
+
+    exit: str | None = None
+    """Leave the loop earlier: Steps, StateChange, ReadoutChange, Confidence, ..."""
+
+    cache: str | None = None
+    """How much of the depth to remember: PerLoop, LastExited, Shared, Ring:slots=4, ..."""
+
+    temperature: float = 0.7
+    """0 always takes the likeliest token."""
+
+    top_k: int | None = None
+    """Choose among so many tokens."""
+
+    top_p: float = 1.0
+    """Choose among the likeliest tokens that together have this probability."""
+
+    min_p: float = 0.0
+    """Choose among tokens at least so many times as likely as the likeliest."""
+
+    repetition_penalty: float = 1.0
+    """Above 1, make tokens that were there less likely."""
+
+    seed: int = 0
+    """The same seed gives the same text."""
+
+    samples: int = 1
+    """How many continuations."""
+
+    stop: tuple[str, ...] = ()
+    """Texts that end the continuation."""
+
+    step: int | None = None
+    """The checkpoint of this training step. Default: the newest."""
+
+    device: str | None = None
+    """cpu, cuda, cuda:1. Default: the best there is."""
+
+    depths: bool = False
+    """Say at the end how many steps the tokens took."""
+
+
+def main(argv: list[str]) -> int:
+    options = tyro.cli(Options, prog="mythos generate", args=argv, config=(tyro.conf.FlagCreatePairsOff,))
+    from open_mythos.cli.named import device_named, trained
+
+    device = device_named(options.device)
+    model, tokenizer = trained(options.run, options.step)
+    text = sys.stdin.read() if options.prompt is None else options.prompt
+    prompt = tokenizer.encode(text)
+    if not prompt:
+        raise ValueError("the prompt is empty; give --prompt some text to continue, or standard input")
+    made = _stream(options, model.to(device), tokenizer, prompt)
+    depths = (
+        _print_as_it_comes(made, text, tokenizer)
+        if options.samples == 1
+        else _print_all(made, text, tokenizer)
+    )
+    if options.depths:
+        _say_depths(depths)
+    return 0
+
+
+def _stream(options: Options, model: LoopedLM, tokenizer: Tokenizer, prompt: list[int]) -> Iterator[Emitted]:
+    from open_mythos.cli.named import choice
+    from open_mythos.infer.generate import stream
+    from open_mythos.infer.sample import Sampling
+    from open_mythos.loop.exit import Exit
+    from open_mythos.nn.cache import Policy
+
+    if options.samples < 1:
+        raise ValueError(f"samples should be at least 1, got {options.samples}")
+    chosen: dict[str, Any] = {
+        "exit": None if options.exit is None else choice(Exit, options.exit),
+        "policy": None if options.cache is None else choice(Policy, options.cache),
+    }
+    sampling = Sampling(
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+    )
+    return stream(
+        model,
+        [prompt] * options.samples,
+        max_new_tokens=options.tokens,
+        loops=options.loops,
+        sampling=sampling,
+        eos=tokenizer.eos,
+        stop=[tokenizer.encode(text) for text in options.stop],
+        **chosen,
+    )
+
+
+def _print_as_it_comes(made: Iterator[Emitted], text: str, tokenizer: Tokenizer) -> list[int]:
+    """Text as its characters are complete; the depth of every token."""
+    tokens: list[int] = []
+    depths: list[int] = []
+    print(text, end="", flush=True)
+    shown = ""
+    for emitted in made:
+        tokens.append(emitted.token)
+        depths.append(emitted.steps)
+        whole = tokenizer.decode(tokens)
+        if whole.startswith(shown) and (emitted.finish or not whole.endswith(UNFINISHED)):
+            print(whole[len(shown) :], end="", flush=True)
+            shown = whole
+    print()
+    return depths
+
+
+def _print_all(made: Iterator[Emitted], text: str, tokenizer: Tokenizer) -> list[int]:
+    rows: dict[int, list[Emitted]] = {}
+    for emitted in made:
+        rows.setdefault(emitted.row, []).append(emitted)
+    for row in sorted(rows):
+        print(f"--- {row + 1}\n{text}{tokenizer.decode([emitted.token for emitted in rows[row]])}")
+    return [emitted.steps for row in rows.values() for emitted in row]
+
+
+def _say_depths(depths: list[int]) -> None:
+    counts = {depth: depths.count(depth) for depth in sorted(set(depths))}
+    spread = ", ".join(f"{count} took {depth}" for depth, count in counts.items())
+    mean = sum(depths) / len(depths)
+    print(f"{mean:.2f} steps per token over {len(depths)} tokens: {spread}", file=sys.stderr)
