@@ -7,7 +7,7 @@ from open_mythos.nn.attention import GQA, MLA, HeadNorm, ValueEmbedding
 from open_mythos.nn.block import PreNorm, Sandwich
 from open_mythos.nn.ffn import MLP, MoE, SwiGLU
 from open_mythos.nn.linear import LoRA
-from open_mythos.presets import baseline, chen, kohli, ouro, recursions, saunshi, universal
+from open_mythos.presets import baseline, chen, dreamer, kohli, ouro, recursions, saunshi, universal
 
 VOCAB, DIM = 61, 32
 GROUPED = GQA(heads=4, kv_heads=2)
@@ -96,11 +96,8 @@ MODELS = {
     "saunshi": saunshi.saunshi(
         saunshi.Size(vocab=VOCAB, dim=DIM, width=48, heads=4, k=1, loops=3, untied=1, context=99)
     ),
-    "recursions": recursions.recursions(
-        recursions.Size(
-            shape=baseline.Shape(vocab=VOCAB, dim=DIM, layers=5, heads=4, kv_heads=2, width=48),
-            tokens_choose=True,
-        )
+    "dreamer": dreamer.dreamer(
+        dreamer.Size(vocab=VOCAB, dim=DIM, heads=4, steps=3, experts=8, chosen=2, width=16)
     ),
     "relaxed": tiny(
         Loop(
@@ -118,6 +115,15 @@ MODELS = {
     "fixed-depth": baseline.llama(
         baseline.Shape(
             vocab=VOCAB, dim=DIM, layers=2, heads=4, kv_heads=2, width=48, bias=True, head_norm=True
+        )
+    ),
+}
+# Tokens leave by themselves, which the laws of exits do not expect; see tests/unit/loop/test_route.py.
+ROUTED = {
+    "recursions": recursions.recursions(
+        recursions.Size(
+            shape=baseline.Shape(vocab=VOCAB, dim=DIM, layers=5, heads=4, kv_heads=2, width=48),
+            tokens_choose=True,
         )
     ),
 }

@@ -28,6 +28,7 @@ from open_mythos.loop.exit import Exit, Notes
 from open_mythos.loop.halt import Halting, Last, finish
 from open_mythos.loop.inject import Injection, Nothing
 from open_mythos.loop.mark import Mark, Unmarked
+from open_mythos.loop.recall import Forget, Recall
 from open_mythos.loop.route import Everyone, Routing
 from open_mythos.loop.schedule import Fixed, Plan, Schedule
 from open_mythos.loop.start import Embedded, Start
@@ -48,6 +49,7 @@ class Loop(Config):
     start: Start = Embedded()
     mark: Mark = Unmarked()
     inject: Injection = Nothing()
+    recall: Recall = Forget()
     route: Routing = Everyone()
     adapt: Adaptation = Unadapted()
     update: Update = Replace()
@@ -71,6 +73,7 @@ class LoopCore(nn.Module):
         self.mark = config.mark.build(dim)
         self.inject = config.inject.build(dim)
         self.layers = nn.ModuleList(layer.build(dim) for layer in config.layers)
+        self.recall = config.recall.build(dim)
         self.route = config.route.build(dim)
         self.adapt = config.adapt.build(dim)
         self.update = config.update.build(dim)
@@ -86,12 +89,14 @@ class LoopCore(nn.Module):
         """One turn. `step` counts from zero, per row; `last` says for which rows this is the last."""
         marked = self.mark(state.h, step, ctx)
         x = self.inject(marked, state.e)
+        x, beside, past = self.recall(x, state.past, step)
         y, going = self.route(x, state.e, state.left, step, ctx, self.run_layers)
+        y = y if beside is None else y + beside
         h = self.update(state.h, state.e, self.adapt(y, step))
         after: State = self.halt(state, marked, h, last, ctx)
         if going is not None:  # who is not chosen is done
             after = after._replace(left=after.left * going)
-        return after._replace(taken=state.taken + (state.left > 0))
+        return after._replace(taken=state.taken + (state.left > 0), past=past)
 
     def run_layers(self, x: Hidden, ctx: Context) -> Hidden:
         for i, layer in enumerate(self.layers):
@@ -113,6 +118,7 @@ class LoopCore(nn.Module):
         """
         if ctx.start is None:  # padding has nothing to think about
             state = state._replace(left=state.left * (ctx.positions >= 0))
+        state = state._replace(past=self.recall.open(state.past))
         notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
         if not torch.is_grad_enabled():

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_mythos.shapes import Hidden, PerToken
@@ -18,12 +18,20 @@ class State(NamedTuple):
     answer: Hidden  # what it would hand to the coda now
     left: PerToken
     taken: Int[Tensor, "B T"]  # steps until the token was done, or so far
+    past: Float[Tensor, "B T N D"]  # what it remembers of earlier steps; mostly nothing, N = 0
 
     @classmethod
     def begin(cls, e: Hidden, h: Hidden) -> "State":
         left = torch.ones(h.shape[:-1], dtype=torch.float32, device=h.device)
         # The answer is a copy, or a compiled step sees two names for one tensor on the first step only.
-        return cls(e, h, h.clone(), left, torch.zeros_like(left, dtype=torch.int32))
+        return cls(
+            e,
+            h,
+            h.clone(),
+            left,
+            torch.zeros_like(left, dtype=torch.int32),
+            h.new_zeros(*h.shape[:2], 0, h.shape[2]),
+        )
 
     def take(self, rows: Tensor, length: int | None = None) -> "State":
         """Only these rows of the batch, and only their first `length` tokens."""

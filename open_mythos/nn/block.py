@@ -5,6 +5,7 @@
     PostNorm    norm(x + f(x))                         Vaswani et al. 2017; Universal Transformer
     Sandwich    norm2(x + f(norm1(x)))                 Huginn, Geiping et al. 2025 (arXiv 2502.05171)
     BothNorm    x + norm2(f(norm1(x)))                 Ouro, Zhu et al. 2025 (arXiv 2510.25741)
+    Parallel    x + mixer(norm(x)) + ffn(norm(x))      Wang & Komatsuzaki 2021 (GPT-J)
 
 f is first the mixer, then the feed-forward.
 """
@@ -60,6 +61,15 @@ class BothNorm(Config):
 
     def build(self, dim: int) -> "BothNormBlock":
         return BothNormBlock(self, dim)
+
+
+class Parallel(Config):
+    mixer: Mixer
+    ffn: FFN
+    norm: Norm = RMSNorm()
+
+    def build(self, dim: int) -> "ParallelBlock":
+        return ParallelBlock(self, dim)
 
 
 @final
@@ -126,4 +136,16 @@ class BothNormBlock(nn.Module):
         return x + after_ffn(self.ffn(before_ffn(x), ctx))
 
 
-Block = PreNorm | PostNorm | Sandwich | BothNorm
+@final
+class ParallelBlock(nn.Module):
+    def __init__(self, config: Parallel, dim: int) -> None:
+        super().__init__()
+        self.norm = config.norm.build(dim)
+        self.mixer, self.ffn = config.mixer.build(dim), config.ffn.build(dim)
+
+    def forward(self, x: Hidden, ctx: Context) -> Hidden:
+        seen = self.norm(x)
+        return x + self.mixer(seen, ctx) + self.ffn(seen, ctx)
+
+
+Block = PreNorm | PostNorm | Sandwich | BothNorm | Parallel

@@ -32,6 +32,7 @@ def _models() -> dict[str, Model]:
     from open_mythos.presets import (
         baseline,
         chen,
+        dreamer,
         huginn,
         kohli,
         ouro,
@@ -42,10 +43,12 @@ def _models() -> dict[str, Model]:
         saunshi,
         universal,
     )
+    from open_mythos.variants import VARIANTS
 
-    models = {f"parcae-{size}": parcae.parcae(size) for size in parcae.SIZES}
+    models = {f"mythos_{size}": make().model() for size, make in VARIANTS.items()}
+    models |= {f"parcae-{size}": parcae.parcae(size) for size in parcae.SIZES}
     models |= {f"parcae-gpt-{size}": parcae.parcae_gpt(size) for size in parcae.SIZES}
     models |= {f"huginn-{size}": huginn.huginn(size) for size in huginn.SIZES}
-    for page in (ouro, universal, chen, kohli, saunshi, recursions, relaxed, retrofit, baseline):
+    for page in (ouro, universal, chen, kohli, saunshi, dreamer, recursions, relaxed, retrofit, baseline):
         models |= page.MODELS
     return models
