@@ -4,60 +4,57 @@ The unions are asked for their members, so a new variant meets every law by bein
 fields without a default, give them in NEEDS. Model i of MIXED takes the i-th member of every seam.
 """
 
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
 
 from open_mythos.config import Config
-from open_mythos.loop import adapt, halt, inject, mark, route, schedule, start, update
+from open_mythos.loop import halt, inject, mark, route, schedule, start
 from open_mythos.loop.core import Loop
 from open_mythos.model import FinalNorm, LoopedLM, Matrix, Model
 from open_mythos.nn import attention, block, ffn, init, linear, norm, rope
 from tests.tiny import DIM, EXPERTS, GROUPED, LATENT, MODELS, VOCAB, tiny
 
-NEEDS: dict[type, dict[str, Any]] = {
-    attention.GQA: {"heads": 4, "kv_heads": 2},
-    attention.MLA: vars(LATENT),
-    ffn.SwiGLU: {"width": 48},
-    ffn.MLP: {"width": 48},
-    ffn.MoE: vars(EXPERTS),
-    linear.LoRA: {"rank": 2, "steps": 2},
-    init.ScaledNormal: {"layers": 5},
-    mark.StepTable: {"steps": 2},
-    adapt.DepthLoRA: {"rank": 3, "steps": 2},
-    route.TokenChoice: {"depths": 3},
-    schedule.Fixed: {"steps": 3},
-    schedule.Uniform: {"low": 2, "high": 4},
-    schedule.Poisson: {"mean": 3},
-    schedule.LogNormalPoisson: {"mean": 3},
-    schedule.Ramp: {"of": schedule.Poisson(mean=3)},
-} | {kind: {"mixer": GROUPED, "ffn": EXPERTS} for kind in get_args(block.Block)}
+NEEDS: dict[str, dict[str, Any]] = {
+    "GQA": {"heads": 4, "kv_heads": 2},
+    "MLA": vars(LATENT),
+    "SwiGLU": {"width": 48},
+    "MLP": {"width": 48},
+    "MoE": vars(EXPERTS),
+    "LoRA": {"rank": 2, "steps": 2},
+    "ScaledNormal": {"layers": 5},
+    "StepTable": {"steps": 2},
+    "DepthLoRA": {"rank": 3, "steps": 2},
+    "DepthAttention": {"heads": 2, "steps": 2},
+    "TokenChoice": {"depths": 3},
+    "Fixed": {"steps": 3},
+    "Uniform": {"low": 2, "high": 4},
+    "Poisson": {"mean": 3},
+    "LogNormalPoisson": {"mean": 3},
+    "Ramp": {"of": schedule.Poisson(mean=3)},
+} | {kind.__name__: {"mixer": GROUPED, "ffn": EXPERTS} for kind in get_args(block.Block)}
 
 
 def every(union: object) -> list[Any]:
     """A config of each member."""
-    return [kind(**NEEDS.get(kind, {})) for kind in get_args(union) if kind is not type(None)]
+    return [kind(**NEEDS.get(kind.__name__, {})) for kind in get_args(union) if kind is not type(None)]
 
 
 LINEARS = every(linear.Linear)
-SEAMS: dict[str, list[Any]] = {
-    "start": every(start.Start),
-    "mark": [
-        *every(mark.Mark),
-        mark.StepSinusoid(channels=9, relative=True),
-        mark.PositionStep(steps=2),
-    ],
-    "inject": every(inject.Injection),
-    "adapt": every(adapt.Adaptation),
-    "update": every(update.Update),
+# Options that change how a variant works, beside its defaults.
+MORE: dict[str, list[Any]] = {
+    "mark": [mark.StepSinusoid(channels=9, relative=True), mark.PositionStep(steps=2)],
     "halt": [
-        *every(halt.Halting),
         halt.ACT(threshold=0.8, as_released=True),
         halt.UniversalACT(mix="accumulated", freeze=True),
         halt.ExitGate(threshold=0.8),
     ],
-    "schedule": every(schedule.Schedule),
+}
+SEAMS: dict[str, list[Any]] = {
+    name: every(union) + MORE.get(name, [])
+    for name, union in get_type_hints(Loop).items()
+    if name not in ("layers", "route")
 }
 MIXERS: list[Any] = [
     *every(attention.Mixer),
