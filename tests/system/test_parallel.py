@@ -62,7 +62,9 @@ def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path
     finish(on_two(recipe, tmp_path / "two"))
     losses_agree(tmp_path / "one", tmp_path / "two")
     ours, theirs = (load(tmp_path / name / "checkpoints" / "step-00000006")[0] for name in ("one", "two"))
-    assert ours.keys() == theirs.keys()
+    names = {name for name in ours if not name.startswith("ranks/")}  # each rank has random states of its own
+    assert names == {name for name in theirs if not name.startswith("ranks/")}
+    assert all(ours[name].shape == theirs[name].shape for name in names)
     longer = Recipe.load(recipe).replace(steps=8)
     toy.train(longer, tmp_path / "two")  # saved by two, resumed by one
     finish(on_two(None, tmp_path / "one", "--resume", "--steps", "8"))  # and the reverse
