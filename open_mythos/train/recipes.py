@@ -13,8 +13,9 @@ from open_mythos.loop.core import Loop
 from open_mythos.model import Model
 from open_mythos.nn.attention import MLA
 from open_mythos.nn.block import PreNorm
-from open_mythos.nn.ffn import MoE, SwiGLU
+from open_mythos.nn.ffn import SwiGLU
 from open_mythos.nn.init import Normal
+from open_mythos.nn.moe import MoE
 from open_mythos.nn.norm import RMSNorm
 from open_mythos.train.lr import WarmupStableDecay
 from open_mythos.train.muon import Muon

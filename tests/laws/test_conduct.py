@@ -12,7 +12,7 @@ from open_mythos.loop.core import LoopCore
 from open_mythos.loop.route import Everyone, ExpertChoice
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
-from open_mythos.nn.ffn import MoE
+from open_mythos.nn.moe import MoE
 from open_mythos.nn.tally import Tally, Where
 from tests.zoo import EVERY, LOOPED, awake, close, gradients, parts, words
 

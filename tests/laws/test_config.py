@@ -10,7 +10,7 @@ from open_mythos.loop.halt import ACT, Last
 from open_mythos.model import Model
 from open_mythos.nn.attention import GQA, MLA
 from open_mythos.nn.block import PreNorm
-from open_mythos.nn.ffn import MoE
+from open_mythos.nn.moe import MoE
 from tests.zoo import EVERY, LOOPED, parts
 
 PARCAE = EVERY["parcae"]
