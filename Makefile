@@ -15,7 +15,7 @@ help: ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(VENV)/.installed ## train a small OpenMythos on real text, sweep its depth, write runs/demo/report.html (6 minutes)
-	$(RUN)/mythos train demo
+	$(RUN)/mythos train demo --fresh
 
 test: lint ## lint, then run the tests (minutes on two cores)
 	$(PYTEST) -m 'not slow'

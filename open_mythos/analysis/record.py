@@ -91,9 +91,11 @@ class Record:
 
     @property
     def held_out(self) -> float | None:
-        """Bits per byte of held-out text: the sweep's at the trained depth, else the last one logged."""
+        """Bits per byte of held-out text: the last one logged (of a finished run, over all of it), else the
+        sweep's at the trained depth."""
+        logged = self.last("eval_bits_per_byte")
         swept = self.depth_curve.get(self.trained_loops) if self.trained_loops is not None else None
-        return swept if swept is not None else self.last("eval_bits_per_byte")
+        return logged if logged is not None else swept
 
     @property
     def texts(self) -> list[tuple[int, str]]:

@@ -40,6 +40,9 @@ class Options:
     context: int = 1024
     """Tokens that attention looks back on, where FLOPs are counted for one context."""
 
+    table: bool = False
+    """Print the table of all OpenMythos variants, as in the README."""
+
     json: bool = False
     """Print the model's config as JSON and nothing else."""
 
@@ -50,6 +53,9 @@ def main(argv: list[str]) -> int:
 
     from open_mythos.cli.named import model_named, names
 
+    if options.table:
+        print(_variants())
+        return 0
     console = Console(highlight=False)
     if not options.model:
         for title, group in names().items():
@@ -63,6 +69,15 @@ def main(argv: list[str]) -> int:
         return 0
     _show(options, model, console)
     return 0
+
+
+def _variants() -> str:
+    from open_mythos import variants
+    from open_mythos.analysis.table import markdown
+
+    return markdown(
+        (f"mythos_{size}", getattr(variants, f"mythos_{size}")().model()) for size in variants.ROWS
+    )
 
 
 def _show(options: Options, model: Model, console: Console) -> None:

@@ -70,11 +70,12 @@ def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos train", args=argv)
     import torch
 
+    from open_mythos.cli.named import device_named
     from open_mythos.train.parallel import join
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    device = _device(options.device)
+    device = torch.device(device_named(options.device))
     with join(device, options.wait) as world:
         _run(options, device, world)
     return 0
@@ -128,9 +129,9 @@ def _recipe(options: Options) -> tuple[Recipe, str]:
     if Path(spoken).suffix == ".json" or Path(spoken).is_dir():
         path = Path(spoken)
         return (load_recipe(path), path.name) if path.is_dir() else (Recipe.load(path), path.stem)
-    from open_mythos.presets import preset
+    from open_mythos.cli.named import model_named
 
-    return for_model(preset(spoken)), spoken
+    return for_model(model_named(spoken)), spoken
 
 
 def _guard(folder: Path, options: Options) -> bool:
@@ -189,7 +190,9 @@ def _hooks(run: Run, progress: Progress | None) -> list[Every]:
     recipe = run.recipe
 
     def look(state: TrainState, metrics: Metrics) -> None:
-        metrics |= evaluate(state.model, run.corpus, recipe.length, recipe.eval_rows, recipe.precision)
+        done = recipe.progress(state.step, state.seconds) >= 1
+        rows = None if done else recipe.eval_rows  # at the end, all of the held-out text
+        metrics |= evaluate(state.model, run.corpus, recipe.length, rows, recipe.precision)
 
     def sample(state: TrainState, metrics: Metrics) -> None:
         metrics["sample"] = _sample(run, state)
@@ -244,22 +247,3 @@ def _finish(run: Run, state: TrainState) -> None:
     if run.corpus.held_out_text:
         (run.folder / "baselines.json").write_text(json.dumps(compressors(run.corpus.held_out_text)))
     print(f"report: {write_report(run.folder)}")
-
-
-def _device(name: str | None) -> torch.device:
-    import os
-
-    import torch
-
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and "LOCAL_RANK" in os.environ:  # one GPU for each process of this machine
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-        if device.type == "cuda" and device.index is not None:
-            torch.cuda.set_device(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"cannot use the device {name!r}: {str(error).splitlines()[0]}") from error
-    return device

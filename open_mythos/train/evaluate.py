@@ -18,22 +18,25 @@ from open_mythos.model import LoopedLM
 from open_mythos.train.loss import IGNORED, next_token_loss
 from open_mythos.train.precision import Precision, arithmetic, resolve
 
+ENOUGH = 1024  # puzzles, where nobody says how many
+
 
 def evaluate(
-    model: LoopedLM, corpus: Corpus, length: int, rows: int, precision: Precision = "auto"
+    model: LoopedLM, corpus: Corpus, length: int, rows: int | None, precision: Precision = "auto"
 ) -> dict[str, float]:
     """How well a run is doing on what it has not seen, by the names of metrics.jsonl.
 
-    Text: bits per byte of `rows` rows. Puzzles: the share of wrong answers at the difficulties of the test,
+    Text: bits per byte of `rows` rows, or of all there are. Puzzles: the share of wrong answers at the difficulties of the test,
     and at those of training (on new examples), `rows` in all for each.
     """
     puzzle = corpus.puzzle
     if puzzle is None:
         bits = held_out_bits(model, corpus.held_out, length, rows=rows, precision=precision)
         return {"eval_bits_per_byte": bits}
+    each = [max(1, (rows or ENOUGH) // len(kinds)) for kinds in (puzzle.train, puzzle.test)]
     seen, unseen = (
-        wrong_answers(model, puzzle, kinds, max(1, rows // len(kinds)), length=length, precision=precision)
-        for kinds in (puzzle.train, puzzle.test)
+        wrong_answers(model, puzzle, kinds, n, length=length, precision=precision)
+        for kinds, n in zip((puzzle.train, puzzle.test), each, strict=True)
     )
     return {"eval_error": unseen, "eval_error_trained": seen}
 
