@@ -68,24 +68,31 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos train", args=argv)
-    import torch
-
-    from open_mythos.cli.named import device_named
-    from open_mythos.train.parallel import join
-
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
-    device = torch.device(device_named(options.device))
-    with join(device, options.wait) as world:
-        _run(options, device, world)
+    launch(*_plan(options), options)
     return 0
 
 
-def _run(options: Options, device: torch.device, world: World) -> None:
+def launch(recipe: Recipe, folder: Path, options: Options) -> None:
+    """Train by `recipe` in `folder`, with the other processes of torchrun if it started this one.
+
+    Raises `Stop` with the exit status after a signal, when everything is saved.
+    """
+    import torch
+
+    from open_mythos.cli.named import device_named
+    from open_mythos.train.parallel import join, own_device
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = own_device(device_named(options.device))
+    with join(device, options.wait) as world:
+        _run(recipe, folder, options, device, world)
+
+
+def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, world: World) -> None:
     from open_mythos.cli.main import Stop
     from open_mythos.train.fit import Run, Stopped
 
-    recipe, folder = _plan(options)
     resume = world.first(lambda: _guard(folder, options))
     run = Run(recipe, _read(recipe, world), folder, device, world)
     state = run.resume() if resume else run.begin()

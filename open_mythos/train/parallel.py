@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
@@ -33,6 +34,7 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from open_mythos.loop.schedule import Plan
@@ -115,6 +117,16 @@ def restarted() -> bool:
     return any(count.isdigit() and int(count) > 0 for count in counts)
 
 
+def own_device(name: str) -> torch.device:
+    """The device of that name which is this process's own: each process of a machine has one GPU."""
+    device = torch.device(name)
+    if device.type == "cuda" and device.index is None and "LOCAL_RANK" in os.environ:
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    return device
+
+
 @contextmanager
 def join(device: torch.device, timeout: float = 600.0) -> Iterator[World]:
     """Meet the other processes that the launcher started; without a launcher, work alone.
@@ -132,6 +144,9 @@ def join(device: torch.device, timeout: float = 600.0) -> Iterator[World]:
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_cuda else "gloo",
+            store=_meeting_place(timeout),
+            rank=rank,
+            world_size=size,
             timeout=timedelta(seconds=timeout),
             device_id=device if on_cuda else None,
         )
@@ -143,6 +158,20 @@ def join(device: torch.device, timeout: float = 600.0) -> Iterator[World]:
         ) from error
     yield World(rank, size, init_device_mesh(device.type, (size,), mesh_dim_names=("data",)))
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone
+
+
+def _meeting_place(timeout: float) -> Store:
+    """Where ranks find each other's addresses.
+
+    torchrun (2.13) keeps one store over its restarts, and in it the addresses of processes that are dead.
+    With a single launcher its count of restarts tells them apart; launchers on several machines may count
+    apart, so there set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, and torchrun opens a new store each time.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout)))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") != "1":
+        return store
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return PrefixStore(f"attempt {attempt}", store)
 
 
 def shard(model: LoopedLM, world: World, dtype: torch.dtype) -> LoopedLM:
