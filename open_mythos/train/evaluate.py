@@ -26,8 +26,8 @@ def evaluate(
 ) -> dict[str, float]:
     """How well a run is doing on what it has not seen, by the names of metrics.jsonl.
 
-    Text: bits per byte of `rows` rows, or of all there are. Puzzles: the share of wrong answers at the difficulties of the test,
-    and at those of training (on new examples), `rows` in all for each.
+    Text: bits per byte of `rows` rows, or of all there are. Puzzles: the share of wrong answers at the
+    difficulties of the test, and at those of training (on new examples), `rows` in all for each.
     """
     puzzle = corpus.puzzle
     if puzzle is None:

@@ -42,7 +42,7 @@ class Every(NamedTuple):
     do: Callable[[TrainState, Metrics], None]
 
 
-class Stopped(Exception):
+class Stopped(Exception):  # noqa: N818 (nothing went wrong)
     """A signal ended the run after its state was saved."""
 
     def __init__(self, number: int) -> None:

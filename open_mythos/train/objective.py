@@ -1,9 +1,9 @@
 """What training minimises, summed over the valid targets of a batch:
 
-    cross entropy of the readout  +  z_loss * logsumexp^2  +  ponder * (N + R)  +  balance of the experts
+    cross entropy of the readout + z_loss * logsumexp^2 + ponder * (N + R) + balance of the experts
 
-The readout is scored at the last step, at every step that has gradient with a fixed prior, or against a target
-of its own at every step (readout.py). Ponder cost (ACT) and sequence-level balance come from the layers' tally.
+The readout is scored at the last step, at every step that has gradient with a fixed prior, or against a
+target of its own at every step (readout.py). Ponder cost and sequence balance come from the layers' tally.
 """
 
 from collections.abc import Sequence

@@ -26,9 +26,9 @@ from open_mythos.train.recipe import Recipe
 def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | None = None) -> Model:
     """The whole architecture at a small width, set up so that more loops than trained do no harm.
 
-    Against the original: depth is drawn per sequence, the answer is the last state (no ACT average, which ties
-    a model to its trained depth), the loop's input is normalised, the loop index is a share of the stream,
-    the maps into the stream begin at zero and the depth LoRA's scales at one.
+    Against the original: depth is drawn per sequence, the answer is the last state (no ACT average, which
+    ties a model to its trained depth), the loop's input is normalised, the loop index is a share of the
+    stream, the maps into the stream begin at zero and the depth LoRA's scales at one.
     """
     mixer = MLA(heads=heads, q_rank=3 * dim // 8, kv_rank=dim // 4, rope_dim=16, nope_dim=32, value_dim=32)
     dense = PreNorm(mixer=mixer, ffn=SwiGLU(width=2 * dim))
