@@ -19,7 +19,7 @@ from tests.lively import lively
 from tests.tiny import MODELS
 
 LOOPED = {name: config for name, config in MODELS.items() if config.loop is not None}
-POLICIES = [PerLoop(), LastExited(), Shared(), Ring(slots=2), Ring(slots=3)]
+POLICIES = [PerLoop(), Shared(), Ring(slots=2), Ring(slots=3)]
 TOKENS = torch.arange(3 * 9).reshape(3, 9) * 7 % 61
 
 
@@ -70,7 +70,7 @@ def in_pieces(model, tokens, cuts, cache, steps=3):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("cuts", [[], [1], [4], [8], [2, 3, 7], list(range(1, 9))], ids=str)
+@pytest.mark.parametrize("cuts", [[8], [1, 3, 4]], ids=str)
 def test_a_prompt_may_be_cut_anywhere(name, cuts):
     model = lively(MODELS[name])
     with torch.no_grad():
@@ -79,8 +79,11 @@ def test_a_prompt_may_be_cut_anywhere(name, cuts):
     assert_close(in_pieces(model, TOKENS, cuts, GrowingCache()), whole, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", LOOPED)
-@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [*((name, LastExited()) for name in LOOPED), *(("mythos-mla-act", policy) for policy in POLICIES)],
+    ids=str,
+)
 def test_each_policy_keeps_what_it_says(name, policy):
     """Rows of their own length and depth; deeper and shallower later; under a rule that lets tokens leave."""
     model = lively(LOOPED[name])

@@ -59,7 +59,7 @@ def enough(rule, before, after, old, new):
 @pytest.mark.parametrize("cached", [False, True])
 def test_a_prescribed_number_of_steps_is_the_plan_of_as_many(name, cached):
     model = lively(LOOPED[name])
-    for steps in (1, 2, 4):
+    for steps in (1, 3):
         wanted = model(TOKENS, steps)
         for policy in (PerLoop(), LastExited()) if cached else (None,):
             cache = None if policy is None else KVCache(3, 7, policy)
@@ -91,7 +91,7 @@ def test_the_answer_is_that_of_the_first_step_that_was_enough(name, rule):
 def test_the_rules_above_really_stop_some_tokens_early_and_some_not():
     depths = {
         step
-        for name in PLAIN
+        for name in PLAIN[:3]
         for rule in RULES
         for step in think(lively(LOOPED[name]), TOKENS, Plan(7), rule=rule)[0].taken.unique().tolist()
     }
