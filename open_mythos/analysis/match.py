@@ -12,27 +12,25 @@ says how far off the nearest is.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
+from open_mythos.analysis.compute import cache_bytes, flops, parameters
 from open_mythos.loop.adapt import NormedStep
 from open_mythos.loop.core import Loop
 from open_mythos.loop.inject import Diagonal
-from open_mythos.loop.schedule import Fixed, Plan
+from open_mythos.loop.schedule import Fixed
 from open_mythos.loop.start import Zeros
-from open_mythos.model import LoopedLM, Model
+from open_mythos.model import Model
 from open_mythos.nn.block import Block
-from open_mythos.nn.cache import KVCache
-from open_mythos.nn.context import Context
+from open_mythos.nn.cache import PerLoop
 from open_mythos.nn.ffn import MLP, SwiGLU
 from open_mythos.nn.linear import Plain
 from open_mythos.nn.norm import RMSNorm
 
 What = Literal["params", "flops", "training", "memory"]
 TOLERANCE = 0.02
-LENGTH = 1024  # tokens of the sequence whose FLOPs are counted
+LENGTH = 1024  # tokens that the one whose FLOPs are counted looks back on
 
 
 class Cost(NamedTuple):
@@ -56,21 +54,18 @@ class Match(NamedTuple):
     width: int
 
 
-def cost(model: Model, length: int = LENGTH) -> Cost:
-    """Counted from the model, made on the meta device. It takes the mean steps of its schedule."""
-    with torch.device("meta"):
-        lm = model.build().eval()
-    length, steps = min(length, model.context), max(lm.steps, 1)
-    one = _flops(lm, 1, length)
-    turn = _flops(lm, 2, length) - one if model.loop is not None else 0
-    grad = min(getattr(model.loop.schedule, "grad", None) or steps, steps) if model.loop is not None else 1
-    learned = one + (grad - 1) * turn
-    forward = one + (steps - 1) * turn
+@lru_cache(maxsize=256)
+def cost(model: Model) -> Cost:
+    """Counted from the model on the meta device. It takes the mean steps of its schedule."""
+    steps = model.loop.schedule.mean_steps if model.loop is not None else 0
+    grad = min(getattr(model.loop.schedule, "grad", None) or steps, steps) if model.loop is not None else 0
+    counted, back = flops(model), min(LENGTH, model.context)
+    forward, learned = counted.token(steps, back), counted.token(grad, back)
     return Cost(
-        params=sum(p.numel() for p in lm.parameters()),
-        flops=forward / length,
-        training=(forward + 2 * learned) / length,  # a backward pass costs two forward ones
-        memory=_memory(lm, steps),
+        params=parameters(model).total,
+        flops=forward,
+        training=forward + 2 * learned,  # a backward pass costs two forward ones
+        memory=cache_bytes(model, PerLoop()),
     )
 
 
@@ -184,22 +179,6 @@ def _wide(layer: Block, width: int) -> Block:
     if isinstance(ffn, SwiGLU | MLP):
         ffn = ffn.replace(linear=Plain())
     return layer.replace(ffn=ffn, mixer=mixer.replace(linear=Plain()))
-
-
-def _flops(lm: LoopedLM, steps: int, length: int) -> int:
-    tokens = torch.zeros(1, length, dtype=torch.long, device="meta")
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        lm(tokens, Plan(steps))
-    return int(counter.get_total_flops())
-
-
-def _memory(lm: LoopedLM, steps: int) -> float:
-    """Bytes that one token leaves in a cache which keeps every step."""
-    cache = KVCache(rows=1, capacity=8)
-    tokens = torch.zeros(1, 8, dtype=torch.long, device="meta")
-    with torch.no_grad():
-        lm.to(torch.bfloat16)(tokens, Plan(steps), ctx=Context.counting(tokens, cache=cache))
-    return cache.nbytes / 9  # one column more than the capacity, for padding
 
 
 def _nearest(cost: Cost, wanted: Cost, on: Sequence[str], tolerance: float) -> str:
