@@ -114,8 +114,8 @@ def test_rows_that_left_the_loop_compute_nothing(name):
 def test_a_prescribed_exit_is_that_many_loops(name):
     """From a prompt of one token, so that nothing is read at full depth."""
     model, ones = lively(MODELS[name]), [[4], [7], [50]]
-    want = generate(model, ones, max_new_tokens=4, loops=2)
     for policy in (PerLoop(), LastExited()):
+        want = generate(model, ones, max_new_tokens=4, loops=2, policy=policy)
         assert generate(model, ones, max_new_tokens=4, loops=5, exit=Steps(steps=2), policy=policy) == want
 
 
