@@ -24,7 +24,7 @@ FAILED = 1  # pytest: tests ran, and some failed
 def survives(mutation: Mutation, folder: Path) -> str | None:
     """None if the test notices; else what happened. `folder` is empty and receives the mutated copy."""
     for name in ("open_mythos", "tests"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, folder / name)  # with what was compiled, to save doing it again
     shutil.copy(ROOT / "pyproject.toml", folder)
     path = folder / "open_mythos" / mutation.file
     text = path.read_text()
