@@ -3,20 +3,20 @@
     out = softmax(scale * q k^T + mask) v            grouped: H / G query heads share a key/value head
 
 Few queries, as in decoding, go through two plain products with the heads of a group as the rows of one
-matrix (on a CPU that is many times faster than a fused kernel; see docs/numerics.md). Short causal rows in
-half precision on a CPU go block by block through plain products, since the fused kernel there gains nothing
-from bfloat16. All else goes through `scaled_dot_product_attention`. `attend_naively` is the oracle of all.
+matrix (on a CPU that is many times faster than a fused kernel; see docs/numerics.md). Short causal rows on
+a CPU go block by block (blockwise.py). All else goes through `scaled_dot_product_attention`. The oracle of
+all is `attend_naively`.
 """
 
 import torch
 from torch.nn import functional as F
 
+from open_mythos.nn.blockwise import attend_blockwise
 from open_mythos.nn.context import Sight
 from open_mythos.shapes import Keys, Mask, Mixed, Queries, Values
 
 FEW = 8  # queries per head up to which plain products are taken
-SHORT = 512  # tokens per row up to which blocks are taken; beyond, their scores outgrow the cache
-BLOCK = 128  # queries at a time, which look at no later block's keys
+SHORT = 1024  # tokens per row up to which blocks are taken; their memory grows with its square
 
 
 def attend(
@@ -27,7 +27,7 @@ def attend(
     if q.shape[2] <= FEW and not sight.causal and not dropout:
         return _plain_products(q, k, v, sight.mask, scale)
     if sight.causal and not dropout and _blocks_are_faster(q):
-        return _by_blocks(q, k, v, scale)
+        return attend_blockwise(q, k, v, scale)
     width = max(q.shape[-1], v.shape[-1])  # fused kernels want one width for keys and values
     mixed = F.scaled_dot_product_attention(
         _widen(q, width),
@@ -65,21 +65,7 @@ def _plain_products(q: Queries, k: Keys, v: Values, mask: Mask | None, scale: fl
 
 
 def _blocks_are_faster(q: Queries) -> bool:
-    half = q.dtype in (torch.bfloat16, torch.float16) and not torch.compiler.is_compiling()
-    return q.device.type == "cpu" and half and q.shape[2] <= SHORT
-
-
-def _by_blocks(q: Queries, k: Keys, v: Values, scale: float) -> Mixed:
-    heads, length = q.shape[1], q.shape[2]
-    k, v = (x.repeat_interleave(heads // x.shape[1], dim=1).flatten(0, 1) for x in (k, v))
-    rows, above = q.flatten(0, 1), q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)
-    mixed = []
-    for start in range(0, length, BLOCK):
-        end = min(start + BLOCK, length)
-        mask = F.pad(above[: end - start, : end - start], (start, 0)).expand(len(rows), -1, -1)
-        scores = torch.baddbmm(mask, rows[:, start:end], k[:, :end].mT, alpha=scale)
-        mixed.append(scores.softmax(-1) @ v[:, :end])
-    return torch.cat(mixed, dim=1).unflatten(0, (-1, heads))
+    return q.device.type == "cpu" and q.shape[2] <= SHORT and not torch.compiler.is_compiling()
 
 
 def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
