@@ -88,13 +88,13 @@ def test_each_policy_keeps_what_it_says(name, policy):
     """Rows of their own length and depth; deeper and shallower later; under a rule that lets tokens leave."""
     model = lively(LOOPED[name])
     torch.manual_seed(1)
-    caches = KVCache(3, 12, policy), DictCache(policy)
+    caches = KVCache(3, 14, policy), DictCache(policy)
     lengths = [0, 0, 0]
     for new, depths, rule in [
         ([3, 5, 1], (2, 4, 3), None),
         ([1, 1, 1], (4, 1, 3), None),
         ([1, 1, 1], (6, 6, 6), StateChange(threshold=0.7, least=1)),
-        ([2, 0, 1], (2, 2, 5), None),
+        ([4, 0, 3], (6, 2, 6), StateChange(threshold=0.7, least=1)),
         ([1, 1, 1], (6, 3, 6), StateChange(threshold=0.7, least=1)),
         ([1, 1, 1], (1, 7, 2), None),
     ]:
