@@ -26,7 +26,8 @@ def smoke(out: Path, *overrides: str) -> str:
 
 
 def test_the_smoke_run_trains_evaluates_samples_saves_and_goes_on(tmp_path: Path) -> None:
-    smoke(tmp_path)
+    shallow = "model.loop.schedule.mean=3"
+    smoke(tmp_path, shallow)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(0 < row["loss"] < 7 for row in rows)
@@ -37,5 +38,5 @@ def test_the_smoke_run_trains_evaluates_samples_saves_and_goes_on(tmp_path: Path
     assert tokenizer.vocab_size <= model.config.vocab
     recipe = load_recipe(tmp_path)
     assert (recipe.remat, recipe.micro) == (True, 4)
-    smoke(tmp_path, "steps=5")
+    smoke(tmp_path, shallow, "steps=5")
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
