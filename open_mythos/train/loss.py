@@ -111,15 +111,17 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, len(rows), chunk):
                 at = slice(start, start + chunk)
-                logits = (rows[at] @ weight.T).float()
-                tokens[at], terms[at], normaliser = _terms(logits, targets[at], z_loss)
+                logits = rows[at] @ weight.T
+                probabilities, normaliser = _softmax(logits)
+                tokens[at], terms[at] = _terms(logits, normaliser, targets[at], z_loss)
                 if not (need_rows or need_head):
                     continue
-                d_logits = _d_logits_(logits, normaliser, targets[at], scales[at], z_loss).to(rows.dtype)
+                d_logits = _d_logits_(probabilities, normaliser, targets[at], z_loss).to(rows.dtype)
+                scale = scales[at].where(targets[at] != IGNORED, 0.0).to(rows.dtype)[:, None]
                 if d_rows is not None:
-                    torch.mm(d_logits, weight, out=d_rows[at])
+                    torch.mm(d_logits, weight, out=d_rows[at]).mul_(scale)
                 if d_head is not None:
-                    _accumulate_(d_head, d_logits.T, rows[at])
+                    _accumulate_(d_head, d_logits.T, rows[at] * scale)
         ctx.save_for_backward(d_rows, d_head, terms)
         ctx.head_dtype = head.dtype
         ctx.mark_non_differentiable(tokens)
@@ -140,31 +142,37 @@ class _ChunkedLoss(torch.autograd.Function):
         )
 
 
+def _softmax(logits: Float[Tensor, "m V"]) -> tuple[Float[Tensor, "m V"], Float[Tensor, "m 1"]]:
+    """Probabilities, and the log of the sum of exponents, in fp32.
+
+    The most likely token's probability gives the sum away: on a CPU in less than half the time of logsumexp.
+    """
+    probabilities = logits.softmax(-1, dtype=torch.float32)
+    largest = logits.amax(-1, keepdim=True).float()
+    return probabilities, largest - probabilities.amax(-1, keepdim=True).log()
+
+
 def _terms(
-    logits: Float[Tensor, "m V"], targets: Int[Tensor, "m"], z_loss: float
-) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"], Float[Tensor, "m 1"]]:
-    """Cross entropy, the same with z-loss, and log of the sum of exponents, of each row."""
+    logits: Float[Tensor, "m V"], normaliser: Float[Tensor, "m 1"], targets: Int[Tensor, "m"], z_loss: float
+) -> tuple[Float[Tensor, "m"], Float[Tensor, "m"]]:
+    """Cross entropy, and the same with z-loss, of each row."""
     valid = targets != IGNORED
-    normaliser = logits.logsumexp(-1, keepdim=True)
-    entropy = (normaliser - logits.gather(1, targets.clamp_min(0)[:, None]))[:, 0]
+    entropy = (normaliser - logits.gather(1, targets.clamp_min(0)[:, None]).float())[:, 0]
     terms = entropy + z_loss * normaliser[:, 0].square()
-    return entropy.where(valid, 0.0), terms.where(valid, 0.0), normaliser
+    return entropy.where(valid, 0.0), terms.where(valid, 0.0)
 
 
 def _d_logits_(
-    logits: Float[Tensor, "m V"],
+    probabilities: Float[Tensor, "m V"],
     normaliser: Float[Tensor, "m 1"],
     targets: Int[Tensor, "m"],
-    scales: Float[Tensor, "m"],
     z_loss: float,
 ) -> Float[Tensor, "m V"]:
-    """scale (softmax (1 + 2 c logsumexp) - onehot), written over the logits."""
-    probabilities = logits.sub_(normaliser).exp_()
+    """softmax (1 + 2 c logsumexp) - onehot, written over the probabilities."""
     if z_loss:
         probabilities.mul_(1 + 2 * z_loss * normaliser)
     ones = torch.ones_like(normaliser)
-    probabilities.scatter_add_(1, targets.clamp_min(0)[:, None], -ones)
-    return probabilities.mul_(scales.where(targets != IGNORED, 0.0)[:, None])
+    return probabilities.scatter_add_(1, targets.clamp_min(0)[:, None], -ones)
 
 
 def _accumulate_(
