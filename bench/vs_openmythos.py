@@ -1,0 +1,213 @@
+"""Ours against the original package open-mythos 0.5.0: the same weights, one interleaved run.
+
+    python bench/vs_openmythos.py [--quick] [--tasks forward train decode ...] [--device cuda]
+
+Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B.
+Every pair gives a ratio; the table shows the median of the ratios, the smallest and the largest. Above one,
+ours is faster. `share` is what ours reaches of the rate of a plain matrix product measured in the same run.
+In bfloat16 both run under autocast (the original has no other). Results go to bench/results/ as JSON.
+"""
+
+import json
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import counts
+import flops
+import memory
+import original
+import torch
+import tyro
+from clock import Clock, Timer
+from sides import LATENT_LAYERS, ONE_LAYER, SIZES, Mixer, Precision, Sides
+
+Task = Literal["forward", "train", "decode", "attention", "memory", "cache", "counts"]
+TASKS: tuple[Task, ...] = ("forward", "train", "decode", "attention", "memory", "cache", "counts")
+TOLERANCE = 1e-4
+HEADER = f"{'':40}{'theirs':>12}{'ours':>12}{'ratio':>8}{'min':>7}{'max':>7}{'pairs':>7}{'share':>8}"
+
+
+@dataclass
+class Options:
+    tasks: tuple[Task, ...] = TASKS
+    mixers: tuple[Mixer, ...] = ("mla", "gqa")
+    dims: tuple[Literal[256, 512], ...] = (256, 512)
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    long: int = 2048  # tokens of the long sequence in forward and train (dim 256 only); 0 to leave it out
+    contexts: tuple[int, ...] = (128, 1024, 4096)
+    batches: tuple[int, ...] = (1, 8)
+    quick: bool = False  # one size, one mixer, float32, little time per row
+    compiled: bool = False  # also with both sides under torch.compile (minutes of warming up)
+    threads: int | None = None
+    clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
+    budget: float = 6.0  # seconds per row, at least three pairs
+    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    original: Path | None = None  # folder of an unpacked wheel; else pip downloads it
+    out: Path = Path(__file__).parent / "results"
+
+
+class Bench:
+    """Runs rows, prints them, and keeps them."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.device = torch.device(options.device)
+        self.folder = original.unpacked(options.original)
+        self.module = original.load(self.folder)
+        self.timer = Timer(self.device, options.clock, options.budget)
+        self.rows: list[dict[str, Any]] = []
+        self.peaks = {name: self.timer.matmul_peak(getattr(torch, name)) for name in options.precisions}
+
+    def run(self) -> None:
+        options = self.options
+        print(f"{_machine(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        for name, peak in self.peaks.items():
+            print(f"matrix product, {name}: {peak / 1e9:.0f} GFLOP/s")
+        for dim in options.dims:
+            for mixer in options.mixers:
+                self._model(dim, mixer)
+        if "attention" in options.tasks:
+            self._latent_layers()
+        self._save()
+
+    def _model(self, dim: int, mixer: Mixer) -> None:
+        name, rows = f"dim {dim} {mixer}", SIZES[dim].rows
+        sides = Sides.build(self.module, SIZES[dim].settings(mixer), self.device)
+        _check_equal(name, sides)
+        print(f"\n{HEADER}")
+        for sides.precision in self.options.precisions:
+            for task, batch, length in self._cases(dim, rows):
+                self._compare(sides, name, task, batch, length)
+        sides.precision = "float32"
+        if self.options.compiled and "forward" in self.options.tasks:
+            self._compiled(sides, name, rows)
+        if "cache" in self.options.tasks:
+            self._pair(name, "cache, bytes per token", *sides.cache_bytes())
+        if "counts" in self.options.tasks:
+            self._counts(sides, name, rows)
+        if "memory" in self.options.tasks:
+            self._memory(name, dim, mixer, rows)
+
+    def _cases(self, dim: int, rows: int) -> Iterator[tuple[Task, int, int]]:
+        """(task, sequences, tokens of each or of context)."""
+        options = self.options
+        for task in ("forward", "train"):
+            if task in options.tasks:
+                yield task, rows, 256
+                if options.long and dim == 256:
+                    yield task, 1, options.long
+        if "decode" in options.tasks:
+            yield from (
+                ("decode", batch, context) for context in options.contexts for batch in options.batches
+            )
+
+    def _compare(self, sides: Sides, name: str, task: Task, batch: int, length: int, note: str = "") -> None:
+        theirs, ours = getattr(sides, task)(batch, length)
+        timing = self.timer.compare(theirs, ours)
+        dense = task in ("forward", "train") and not note
+        rate = flops.count(ours) / timing.ours if dense else None
+        share = rate / self.peaks[sides.precision] if rate is not None else None
+        label = f"{name} {task} {batch}x{length} {sides.precision}{note}"
+        spread = f"{timing.ratio:8.2f}{timing.low:7.2f}{timing.high:7.2f}{timing.pairs:7d}"
+        times = f"{timing.theirs * 1e3:9.1f} ms{timing.ours * 1e3:9.1f} ms"
+        print(f"{label:40}{times}{spread}{'' if share is None else f'{share:8.0%}'}", flush=True)
+        self.rows.append(
+            {"model": name, "task": task, "batch": batch, "length": length, "precision": sides.precision}
+            | {"note": note.strip(), "flop_per_second": rate, "share_of_peak": share}
+            | timing.to_dict()
+        )
+
+    def _compiled(self, sides: Sides, name: str, rows: int) -> None:
+        """The original whole, of ours the step of the loop; shapes are fixed."""
+        plain = sides.theirs, sides.lm.loop.step
+        sides.theirs = torch.compile(sides.theirs, dynamic=False)
+        sides.lm.loop.step = torch.compile(sides.lm.loop.step, dynamic=False)
+        for task in ("forward", "train"):
+            self._compare(sides, name, task, rows, 256, " compiled")
+        sides.theirs, sides.lm.loop.step = plain
+
+    def _latent_layers(self) -> None:
+        """MLA's attention alone, one token against a long context."""
+        print(f"\n{HEADER}")
+        for name, dims in LATENT_LAYERS.items():
+            sides = Sides.build(self.module, ONE_LAYER | dims, self.device)
+            for sides.precision in self.options.precisions:
+                for batch, context in ((1, 4096), (1, 8192), (4, 1024)):
+                    self._compare(sides, name, "attention", batch, context)
+
+    def _counts(self, sides: Sides, name: str, rows: int) -> None:
+        """Kernels and waits; on a CPU operations and reads."""
+        kind = ("kernels", "waits") if self.device.type == "cuda" else ("operations", "host reads")
+        for task, batch, length in (("forward", rows, 256), ("train", rows, 256), ("decode", 1, 128)):
+            theirs, ours = (counts.count(run, self.device) for run in getattr(sides, task)(batch, length))
+            self._pair(name, f"{task} {batch}x{length}, {kind[0]}", theirs.launched, ours.launched)
+            self._pair(name, f"{task} {batch}x{length}, {kind[1]}", theirs.waited, ours.waited)
+
+    def _memory(self, name: str, dim: int, mixer: Mixer, rows: int) -> None:
+        cases = [("train", rows, 256)]
+        if self.options.long and dim == 256:
+            cases += [("forward", 1, self.options.long), ("train", 1, self.options.long)]
+        for task, batch, length in cases:
+            arguments = task, dim, mixer, batch, length, self.device.type, self.folder
+            peaks = [memory.peak(side, *arguments) for side in ("theirs", "ours")]
+            self._pair(name, f"{task} {batch}x{length}, peak MiB", *peaks)
+
+    def _pair(self, name: str, what: str, theirs: float, ours: float) -> None:
+        """Two numbers that need no timing."""
+        ratio = f"{theirs / ours:8.2f}" if ours else f"{'':8}"
+        print(f"{name + ' ' + what:40}{theirs:12,.0f}{ours:12,.0f}{ratio}", flush=True)
+        self.rows.append({"model": name, "task": what, "theirs": theirs, "ours": ours})
+
+    def _save(self) -> None:
+        about = {
+            "machine": _machine(self.device),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "clock": self.options.clock,
+            "matmul_peak": self.peaks,
+        }
+        self.options.out.mkdir(parents=True, exist_ok=True)
+        path = self.options.out / f"vs_openmythos-{self.device.type}.json"
+        path.write_text(json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
+        print(f"\n{path}")
+
+
+def _check_equal(name: str, sides: Sides) -> None:
+    """Raises `ValueError` unless both sides give the same logits."""
+    for what, runs in (("forward", sides.forward(2, 64)), ("decode", sides.decode(2, 64))):
+        theirs, ours = (run() for run in runs)
+        error = (theirs - ours).abs().max().item()
+        if not error < TOLERANCE:
+            raise ValueError(f"{name}: logits of {what} differ by {error:.1e}, so times mean nothing")
+        print(f"{name} {what}: logits differ by {error:.1e} at most, the largest is {theirs.abs().max():.1f}")
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    models = Path("/proc/cpuinfo")
+    lines = models.read_text().splitlines() if models.exists() else []
+    return next(
+        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
+    )
+
+
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)
+    if options.quick:
+        options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
+        options.contexts, options.batches, options.budget = (128, 1024), (1,), 2.0
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    try:
+        Bench(options).run()
+    except ValueError as error:
+        sys.exit(f"vs_openmythos: {error}")
+
+
+if __name__ == "__main__":
+    main()
