@@ -274,10 +274,17 @@ MUTATIONS = [
     ),
     Mutation(
         "attention: blocks look back only",
-        "nn/attend.py",
-        ".triu(1)",
-        ".triu(2)",
-        "unit/nn/test_attend.py -k blocks",
+        "nn/blockwise.py",
+        "above = q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)",
+        "above = q.new_full((BLOCK, BLOCK), -torch.inf).triu(2)",
+        "unit/nn/test_attend.py",
+    ),
+    Mutation(
+        "attention: blocks' written-out gradient",
+        "nn/blockwise.py",
+        "grad_rows = (grad_scores @ k[heads, :end]).mul_(scale)",
+        "grad_rows = grad_scores @ k[heads, :end]",
+        "unit/nn/test_attend.py",
     ),
     Mutation(
         "latent attention: absorbed is rebuilt",
