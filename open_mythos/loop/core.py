@@ -94,8 +94,13 @@ class LoopCore(nn.Module):
         y = y if beside is None else y + beside
         h = self.update(state.h, state.e, self.adapt(y, step))
         after: State = self.halt(state, marked, h, last, ctx)
-        if going is not None:  # who is not chosen is done
-            after = after._replace(left=after.left * going)
+        if going is not None:  # who is not chosen is done, and stays as it was
+            stays = going[..., None]
+            after = after._replace(
+                h=torch.where(stays, after.h, state.h),
+                answer=torch.where(stays, after.answer, state.answer),
+                left=after.left * going,
+            )
         return after._replace(taken=state.taken + (state.left > 0), past=past)
 
     def run_layers(self, x: Hidden, ctx: Context) -> Hidden:

@@ -24,6 +24,7 @@ def attend(
 ) -> Mixed:
     """Attention over the keys that `sight` allows, scaled by 1/sqrt(K) unless told otherwise."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    k, v = k.to(q.dtype), v.to(q.dtype)  # under autocast, what a table or a norm added is float32
     if q.shape[2] <= FEW and not sight.causal and not dropout:
         return _plain_products(q, k, v, sight.mask, scale)
     if sight.causal and not dropout and _blocks_are_faster(q):
