@@ -13,7 +13,7 @@ MEBI = 2**20
 
 
 def peak(side: str, task: str, *details: object) -> float:
-    """MiB. `side` is "theirs" or "ours", `task` a method of `Sides`; the details are as on the command line."""
+    """MiB. `side` is "theirs" or "ours", `task` a method of `Sides`, the details as on the command line."""
     command = [sys.executable, __file__, side, task, *map(str, details)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     if run.returncode:
