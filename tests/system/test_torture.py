@@ -61,7 +61,7 @@ def interrupt(at: int) -> Every:
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_been(kills: int, tmp_path: Path) -> None:
-    steps = 4 * kills
+    steps = 6 * kills
     recipe = toy.recipe(tmp_path, steps=steps)
     began = time.monotonic()
     toy.train(recipe, tmp_path / "calm")
@@ -75,6 +75,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_been(kills: int, tmp_
             wait_for(lambda: any(checkpoints.glob(".*.draft")), process)
         else:
             time.sleep(dice.uniform(0, 4 * step))
+        assert process.is_alive(), "the run was over before it was killed often enough"
         process.kill()
         process.join()
         torn += any(checkpoints.glob(".*.draft"))
