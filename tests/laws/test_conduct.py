@@ -35,10 +35,9 @@ def same_luck(call: Callable[[], object]) -> bool:
 @pytest.mark.parametrize("name", EVERY)
 def test_the_model_draws_nothing(name: str) -> None:
     model, tokens = awake(EVERY[name]), words()
-    assert same_luck(lambda: model(tokens))
-    assert same_luck(lambda: model.train()(tokens, Plan((2, 3), 1)).sum().backward())
     rng = torch.Generator().manual_seed(0)
     assert same_luck(lambda: model(tokens, rng=rng))
+    assert same_luck(lambda: model.train()(tokens, Plan((2, 3), 1)).sum().backward())
     if not isinstance(model.loop, LoopCore) or not isinstance(model.loop.config.route, ExpertChoice):
         close(model.train()(tokens), model.eval()(tokens))  # (that one ranks the sequence in training only)
 
@@ -78,8 +77,8 @@ def learn(model: LoopedLM, tokens: Tensor, plan: Plan) -> Lesson:
 
 
 @pytest.mark.parametrize("name", LOOPED)
-@pytest.mark.parametrize("plan", [Plan(3), Plan((4, 2), (2, 2))], ids=["whole", "truncated"])
-def test_recomputation_changes_no_number(name: str, plan: Plan) -> None:
+def test_recomputation_changes_no_number(name: str) -> None:
+    plan = Plan((4, 2), (2, 2))
     config = EVERY[name].override("loop.layers.*.ffn.balance=0.1") if "mythos" in name else EVERY[name]
     model, frugal, tokens = awake(config), awake(config), words()
     frugal.loop.remat = True

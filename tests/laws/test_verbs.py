@@ -28,22 +28,16 @@ def test_forward_is_its_verbs(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOOPED)
-@pytest.mark.parametrize("steps", [1, 9])
-def test_more_or_fewer_loops_than_trained_are_fine(name: str, steps: int) -> None:
+def test_more_or_fewer_loops_than_trained_are_fine(name: str) -> None:
     model, tokens = awake(LOOPED[name]), words()
-    logits = model(tokens, steps)
-    assert logits.isfinite().all()
-    close(logits, by_hand(model, tokens, steps))
-
-
-@pytest.mark.parametrize("name", LOOPED)
-def test_every_step_counts(name: str) -> None:
-    model, tokens = awake(LOOPED[name]), words()
+    many = model(tokens, 7)
+    assert many.isfinite().all()
+    close(many, by_hand(model, tokens, 7))
     one, two = model(tokens, 1), model(tokens, 2)
-    assert not torch.allclose(one, two, atol=1e-4)
+    assert not torch.allclose(one, two, atol=1e-4)  # every step counts
 
 
-@pytest.mark.parametrize("name", LOOPED)
+@pytest.mark.parametrize("name", ["parcae", "mythos-mla-act"])
 def test_a_watcher_sees_every_step(name: str) -> None:
     seen: list[int] = []
     awake(LOOPED[name])(words(), 4, watch=lambda n, state: seen.append(n))
