@@ -54,7 +54,7 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | 
 def for_model(model: Model) -> Recipe:
     """A recipe for any model: Muon and AdamW, warm up, stay, decay. Give it `steps`, `length` and `batch`."""
     muon = Muon(lr=0.02)
-    adamw = AdamW(lr=2e-2, beta1=0.8, eps=1e-10, weight_decay=0.0)
+    adamw = AdamW(lr=2e-2, beta1=0.8, eps=1e-10, weight_decay=0.0, vector_scale=0.2)
     return Recipe(
         model=model,
         data=CorpusConfig(tokenizer=BPE(vocab_size=min(model.vocab, 32_768))),
@@ -68,7 +68,7 @@ def for_model(model: Model) -> Recipe:
 
 def demo() -> Recipe:
     return for_model(small_mythos(dim=256, heads=8, vocab=2048, grad=2)).replace(
-        length=128, steps=None, seconds=250.0, eval_every=50, sample_every=50, save_every=50
+        length=128, steps=None, seconds=285.0, eval_every=50, sample_every=50, save_every=50
     )
 
 
