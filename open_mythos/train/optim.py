@@ -30,6 +30,7 @@ class AdamW(Config):
     table_scale: float = 1.0
     head_scale: float = 1.0
     vector_scale: float = 1.0
+    decay_all: bool = False  # tables and vectors too, as the script of the original OpenMythos does
 
     def build(self, model: nn.Module) -> "Optimizer":
         """Raises `ValueError` for a model without trainable parameters."""
@@ -43,7 +44,7 @@ class AdamW(Config):
             {
                 "params": [named[name] for name in names if kinds[name].kind == kind],
                 "lr": self.lr * scale,
-                "weight_decay": self.weight_decay if kind in ("matrix", "head") else 0.0,
+                "weight_decay": self.weight_decay if self.decay_all or kind in ("matrix", "head") else 0.0,
             }
             for kind, scale in self._scales().items()
         ]
