@@ -11,7 +11,7 @@ the model's last norm of what came out of the layers.
 Exact about parameters (2,667,974,657 is the published count of 2.6B; that of 1.4B follows from the same
 sizes), forward pass, gate and checkpoint names (hub/ouro.py). Leaving early here ends the work, where the
 released code runs every loop and picks one. The losses of both stages are in train/readout.py:
-`learned_exit_loss` with a uniform prior and beta 0.1, then `continue_loss` with the model frozen.
+`LearnedExit`, whose prior is uniform and beta 0.1, then `TaughtExit` with the model frozen.
 
     name        parameters       dim   layers  heads  ffn   steps
     ouro-1.4b   1,434,652,673    2048  24      16     5632  4

@@ -19,6 +19,7 @@ import torch
 from open_mythos.data.corpus import Corpus
 from open_mythos.train.checkpoint import require_same, step_folder, steps_in
 from open_mythos.train.keeper import Keeper, read_state
+from open_mythos.train.load import begin_with
 from open_mythos.train.metrics import MetricsLog
 from open_mythos.train.parallel import ALONE, World, load_weights, whole
 from open_mythos.train.randomness import random_state, restore_random_state
@@ -65,7 +66,16 @@ class Run:
         self.returns = 0
 
     def begin(self) -> TrainState:
-        """A fresh state. Writes the recipe and the tokenizer into the folder."""
+        """A fresh state. Writes the recipe and the tokenizer into the folder.
+
+        Raises `ValueError` if it should begin with weights that do not fit.
+        """
+        state = self._blank()
+        if self.recipe.weights is not None:
+            begin_with(state.model, Path(self.recipe.weights))
+        return state
+
+    def _blank(self) -> TrainState:
         loader = self.corpus.loader(self.reading)
         if self.world.rank == 0:
             self.recipe.save(self.folder / "config.json")
@@ -77,8 +87,7 @@ class Run:
 
         Raises `ValueError` if there is none or it is from another recipe (its length and cadence may differ).
         """
-        state = self.begin()
-        return self._restore(state, self._load())
+        return self._restore(self._blank(), self._load())
 
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Write a checkpoint; of many ranks the first does, with what it gathers from all."""

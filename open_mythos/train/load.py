@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from open_mythos.data.tokenizer import Tokenizer, load_folder
 from open_mythos.model import LoopedLM
 from open_mythos.train import checkpoint
+from open_mythos.train.parallel import load_weights
 from open_mythos.train.recipe import Recipe
 
 
@@ -23,14 +25,9 @@ def load_run(folder: Path, step: int | None = None) -> tuple[LoopedLM, Tokenizer
     Raises `ValueError` if the folder is not a run's, or has no such checkpoint.
     """
     recipe = load_recipe(folder)
-    steps = checkpoint.steps_in(folder / "checkpoints")
-    if not steps or (step is not None and step not in steps):
-        have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none that is whole"
-        raise ValueError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; {have}")
-    tensors, _ = checkpoint.load(steps[step if step is not None else max(steps)], only="model")
+    weights = saved_weights(folder, step)
     with torch.device("meta"):
         model = recipe.model.build()
-    weights = {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
@@ -41,3 +38,28 @@ def load_run(folder: Path, step: int | None = None) -> tuple[LoopedLM, Tokenizer
     if recipe.model.tied:
         model.head.weight = model.embed.weight
     return model.eval(), load_folder(folder / "tokenizer")
+
+
+def saved_weights(folder: Path, step: int | None = None) -> dict[str, Tensor]:
+    """The weights of a run by their names in the model, at `step` or at its newest intact checkpoint."""
+    steps = checkpoint.steps_in(folder / "checkpoints")
+    if not steps or (step is not None and step not in steps):
+        have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none that is whole"
+        raise ValueError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; {have}")
+    tensors, _ = checkpoint.load(steps[step if step is not None else max(steps)], only="model")
+    return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
+
+
+def begin_with(model: LoopedLM, folder: Path) -> None:
+    """Give a model, sharded or not, the weights of a run. A halting rule that the run lacks stays fresh.
+
+    Raises `ValueError` if the run's model is another.
+    """
+    weights = saved_weights(folder)
+    ours = model.state_dict()
+    fresh = {name for name in ours.keys() - weights.keys() if name.startswith("loop.halt.")}
+    misfits = list((ours.keys() ^ weights.keys()) - fresh)
+    misfits += [name for name in ours.keys() & weights.keys() if ours[name].shape != weights[name].shape]
+    if misfits:
+        raise ValueError(f"the model cannot begin with the weights of {folder}: {min(misfits)} does not fit")
+    load_weights(model, weights | {name: ours[name] for name in fresh})

@@ -35,7 +35,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
@@ -218,6 +218,28 @@ def whole(state: Any, keep: bool, seen: dict[int, Tensor] | None = None) -> Any:
         full: Tensor = state.full_tensor().detach()
         seen[id(state)] = full.cpu() if keep else torch.empty(0)
     return seen[id(state)]
+
+
+def at_hand(parameter: Tensor) -> Tensor:
+    """A parameter whole, for use outside of the unit that it is sharded with; its gradient is averaged over
+    ranks, as FSDP does. All ranks take part."""
+    if not isinstance(parameter, DTensor):
+        return parameter
+    placements = [Partial("sum")] * parameter.device_mesh.ndim
+    return _Shared.apply(parameter.full_tensor(grad_placements=placements), parameter.device_mesh.size())
+
+
+class _Shared(torch.autograd.Function):
+    """The same tensor, and a gradient divided by the number of ranks (gloo sums, and knows no average)."""
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, ranks: int) -> Tensor:
+        ctx.ranks = ranks
+        return whole.view_as(whole)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient / ctx.ranks, None
 
 
 def spread_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ OUTCOME = (
 )
 HEALTH = (
     Vital("loops", lambda x: f"{x:.1f} loops"),
+    Vital("exit_step", lambda x: f"leaves at {x:.2f}"),
     Vital("expert_balance", lambda x: f"balance {x:.2f}", lambda x: not x < 4),
     Vital("rho", lambda x: f"rho {x:.3f}", lambda x: not x < 1),
     Vital("grad_norm", lambda x: f"grad {x:.2f}"),

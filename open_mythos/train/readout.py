@@ -6,10 +6,10 @@ EveryStep  sum_n prior_n CE_n, prior fixed          Adaptive Depth, arXiv 2607.2
 Stepwise   mean_n CE(step n, target n)              a step is scored against the state after that many turns
 
 exits      p_n = g_n prod_{m<n} (1 - g_m), the last step takes the rest; g = sigmoid(exit logits)
-Learned    sum_n p_n CE_n + beta KL(p || prior)     PonderNet, Banino et al. 2021, arXiv 2107.05407 (geometric
-           prior); Ouro stage I, Zhu et al. 2025, arXiv 2510.25741 (uniform prior, where KL is
-           log N - entropy: beta 0.1, then 0.05)
-stage II   gates alone, taught by how much the next step helped     Ouro
+LearnedExit  sum_n p_n CE_n + beta KL(p || prior)   PonderNet, Banino et al. 2021, arXiv 2107.05407 (geometric
+           prior of ratio 0.8, beta 0.01); Ouro stage I, Zhu et al. 2025, arXiv 2510.25741 (uniform prior,
+           where KL is log N - entropy: beta 0.1, then 0.05)
+TaughtExit the gate alone, in a model that stays as it is: to go on where the step helped    Ouro stage II
 ponder     N + R: steps taken, and the remainder that gradient sees    ACT, Graves 2016, arXiv 1603.08983
 """
 
@@ -82,6 +82,54 @@ class Stepwise(Config):
         return _mixed(losses, [1 / len(losses)] * len(losses))
 
 
+class LearnedExit(Config):
+    """Every step is scored in proportion to how likely the gate is to leave there; trains model and gate.
+
+    With a uniform prior Ouro's stage I, with a geometric one PonderNet.
+    """
+
+    prior: Uniform | Geometric = Uniform()
+    beta: float = 0.1
+
+    def loss(
+        self,
+        features: Sequence[Features],
+        head: Head,
+        targets: Sequence[Tokens],
+        logits: Exits,
+        *,
+        z_loss: float = 0.0,
+    ) -> Loss:
+        prior = self.prior.over(len(features))
+        return learned_exit_loss(
+            features, head, targets[-1], logits, prior=prior, beta=self.beta, z_loss=z_loss
+        )
+
+
+class TaughtExit(Config):
+    """Ouro's stage II: gradient reaches the gate alone. Give the run the `weights` of an earlier one."""
+
+    slope: float = 50.0
+    gain: float = 0.005  # nats that a step has to win to be worth taking
+
+    def loss(
+        self,
+        features: Sequence[Features],
+        head: Head,
+        targets: Sequence[Tokens],
+        logits: Exits,
+        *,
+        z_loss: float = 0.0,
+    ) -> Loss:
+        """What is minimised is the gate's; `tokens` are the cross entropies expected under the exits."""
+        with torch.no_grad():
+            scored = [next_token_loss(step, head, targets[-1]) for step in features]
+        tokens = torch.stack([loss.tokens for loss in scored])
+        total = continue_loss(logits, tokens, targets[-1] != IGNORED, slope=self.slope, gain=self.gain)
+        expected = (exit_log_probabilities(logits.detach().float()).exp() * tokens).sum(0)
+        return Loss(total, scored[-1].valid, expected)
+
+
 def exit_log_probabilities(logits: Exits) -> Exits:
     """log p_n of leaving at each step; the probabilities of a token sum to one."""
     sure = torch.zeros_like(logits[:1])
@@ -97,12 +145,20 @@ def exit_divergence(log_probabilities: Exits, prior: Prior) -> PerToken:
 
 
 def learned_exit_loss(
-    features: Sequence[Features], head: Head, targets: Tokens, logits: Exits, *, prior: Prior, beta: float
+    features: Sequence[Features],
+    head: Head,
+    targets: Tokens,
+    logits: Exits,
+    *,
+    prior: Prior,
+    beta: float,
+    z_loss: float = 0.0,
 ) -> Loss:
     """Cross entropy expected under the exit distribution, held near a prior. Gradient reaches the gates."""
     logs = exit_log_probabilities(logits.float())
     losses = [
-        next_token_loss(step, head, targets, weights=p) for step, p in zip(features, logs.exp(), strict=True)
+        next_token_loss(step, head, targets, weights=p, z_loss=z_loss)
+        for step, p in zip(features, logs.exp(), strict=True)
     ]
     valid = targets != IGNORED
     divergence = exit_divergence(logs, prior).where(valid, 0.0).sum()
@@ -119,13 +175,20 @@ def continue_targets(tokens: Exits, *, slope: float = 50.0, gain: float = 0.005)
     return torch.sigmoid(slope * (improvement - gain))
 
 
-def continue_loss(logits: Exits, tokens: Exits, valid: Bool[Tensor, "B T"]) -> Scalar:
+def continue_loss(
+    logits: Exits, tokens: Exits, valid: Bool[Tensor, "B T"], *, slope: float = 50.0, gain: float = 0.005
+) -> Scalar:
     """Stage II: binary cross entropy of staying, 1 - g_n, against its label; summed over tokens and
     divided by the number of steps. `tokens` are the per-step cross entropies of a frozen model."""
-    terms = F.binary_cross_entropy_with_logits(
-        -logits[1:].float(), continue_targets(tokens), reduction="none"
-    )
+    labels = continue_targets(tokens, slope=slope, gain=gain)
+    terms = F.binary_cross_entropy_with_logits(-logits[1:].float(), labels, reduction="none")
     return terms.sum(0).where(valid, 0.0).sum() / len(logits)
+
+
+def mean_exit(logits: Exits) -> PerToken:
+    """The step, counted from one, after which a token is expected to leave."""
+    steps = torch.arange(1, len(logits) + 1, device=logits.device)[:, None, None]
+    return (exit_log_probabilities(logits.float()).exp() * steps).sum(0)
 
 
 def ponder_cost(steps: PerToken, remainder: PerToken, valid: Bool[Tensor, "B T"]) -> Scalar:
@@ -143,4 +206,5 @@ def _mixed(losses: Sequence[Loss], shares: Sequence[float]) -> Loss:
     return Loss(torch.stack(parts).sum(), last, losses[-1].tokens)
 
 
-Readout = Final | EveryStep | Stepwise
+Gated = LearnedExit | TaughtExit  # these read the gate's logits too
+Readout = Final | EveryStep | Stepwise | LearnedExit | TaughtExit

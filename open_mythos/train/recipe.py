@@ -54,6 +54,7 @@ class Recipe(Config):
     remat: bool = False
     compile: bool = False  # one step of the loop as one graph, whatever the depth
     documents: bool = False  # no attention across documents
+    weights: str | None = None  # folder of a run whose weights to begin with
     seed: int = 0
     eval_every: int = 100
     eval_rows: int = 64

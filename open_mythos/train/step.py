@@ -71,6 +71,7 @@ class _Sums:
     """What the micro-batches of one update add up to."""
 
     loss: Tensor | float = 0.0
+    exit_step: Tensor | float = 0.0  # where a learned gate leaves; zero where there is none
     depths: list[float] = field(default_factory=list)
     loads: Loads = field(default_factory=dict)
 
@@ -109,12 +110,15 @@ def _accumulate(
 ) -> None:
     plan = _draw(state, recipe, len(batch.tokens), turn)
     batch = batch.to(state.device)
-    ctx = replace(Context.counting(batch.tokens), documents=batch.documents)
+    done = torch.tensor(turn.progress)  # as a tensor, or a compiled step would be made anew as it grows
+    ctx = replace(Context.counting(batch.tokens), documents=batch.documents, progress=done)
     with arithmetic(resolve(recipe.precision, state.device), state.device):
         scored = recipe.objective.score(
             state.model, [batch.targets], plan, ctx, _start_noise(state, recipe, turn)
         )
     sums.loss = sums.loss + scored.loss.tokens.sum() / valid
+    if scored.exit_step is not None:
+        sums.exit_step = sums.exit_step + scored.exit_step / valid
     sums.depths.append(plan.mean if recipe.model.loop is not None else 0.0)
     for where, load in scored.tally.total_loads().items():
         sums.loads[where] = sums.loads[where] + load if where in sums.loads else load
@@ -142,6 +146,8 @@ def _meet(sums: _Sums, world: World) -> None:
     if world.size == 1:
         return
     sums.loss = world.sum(torch.as_tensor(sums.loss))
+    if isinstance(sums.exit_step, Tensor):
+        sums.exit_step = world.sum(sums.exit_step)
     sums.loads = {where: world.sum(load) for where, load in sums.loads.items()}
     depths = world.each(sums.depths)
     sums.depths = [sum(each) / world.size for each in zip(*depths, strict=True)]
@@ -187,5 +193,7 @@ def _metrics(state: TrainState, sums: _Sums, norm: float, rate: float) -> dict[s
     if sums.loads:
         fullest = [float(load.max() / load.float().mean()) for load in sums.loads.values()]
         metrics["expert_balance"] = max(fullest)
+    if isinstance(sums.exit_step, Tensor):
+        metrics["exit_step"] = float(sums.exit_step)
     radius = state.model.spectral_radius()
     return metrics if radius is None else metrics | {"rho": radius}

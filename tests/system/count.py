@@ -15,8 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from open_mythos.data.batch import Batch
 from open_mythos.loop.schedule import Plan
 from open_mythos.nn.context import Context
+from open_mythos.presets.ouro import Size, ouro
 from open_mythos.train.objective import Objective
 from open_mythos.train.parallel import World, gathered, join, shard
+from open_mythos.train.readout import LearnedExit, TaughtExit
 from open_mythos.train.recipes import small_mythos
 
 DEPTHS = {"2": (2, 2), "7": (7, 7), "1 and 6": (1, 6), "rows apart": ((1, 4), (5, 2))}
@@ -29,7 +31,12 @@ def main(out: Path) -> None:
         for remat in (False, True):
             for name, steps in DEPTHS.items():
                 counts[f"{name}{' remat' if remat else ''}"] = count(world, steps[world.rank], remat)
-        found = {"counts": counts, "bfloat16": half_precision(world), "sample": same_sample(world)}
+        found = {
+            "counts": counts,
+            "bfloat16": half_precision(world),
+            "sample": same_sample(world),
+            "exits": [same_exits(readout, world) for readout in (LearnedExit(), TaughtExit())],
+        }
         if world.rank == 0:
             out.write_text(json.dumps(found))
 
@@ -94,6 +101,22 @@ def same_sample(world: World) -> bool:
             state = model.step(state, ctx.turn(step, [n] * len(tokens)), step, step == 2)
         found = model.read(state, ctx)
     return bool(torch.allclose(found, expected, atol=1e-5))
+
+
+def same_exits(readout: LearnedExit | TaughtExit, world: World) -> bool:
+    """The gate is asked outside of the loop that it is sharded with, and learns what one process would."""
+    torch.manual_seed(3)
+    model = ouro(Size(vocab=64, dim=16, width=16, heads=2, layers=1)).build()
+    tokens, targets, _ = batch()
+    objective = Objective(readout=readout)
+    objective.score(model, [targets], Plan(3), Context.counting(tokens)).total.backward()
+    expected = model.loop.halt.score.weight.grad.clone()
+    model.zero_grad()
+    shard(model, world, torch.float32)
+    mine = slice(world.rank, world.rank + 1)
+    scored = objective.score(model, [targets[mine]], Plan(3), Context.counting(tokens[mine]))
+    (world.size * scored.total).backward()
+    return bool(torch.allclose(model.loop.halt.score.weight.grad.full_tensor(), expected, atol=1e-5))
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def test_depth_costs_no_communication(tmp_path: Path) -> None:
     assert found["counts"]["7"] == {"_allgather_base_": 7, "_reduce_scatter_base_": 4}
     assert found["bfloat16"] == "{torch.float32}"
     assert found["sample"] is True
+    assert found["exits"] == [True, True]
 
 
 def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path: Path) -> None:
