@@ -118,14 +118,16 @@ MODELS = {
         )
     ),
 }
-# Tokens leave by themselves, which the laws of exits do not expect; see tests/unit/loop/test_route.py.
+_RECURSIONS = baseline.Shape(vocab=VOCAB, dim=DIM, layers=8, heads=4, kv_heads=2, width=48)
+# Tokens decide for themselves when to leave; a law that cannot hold for them says why.
 ROUTED = {
-    "recursions": recursions.recursions(
-        recursions.Size(
-            shape=baseline.Shape(vocab=VOCAB, dim=DIM, layers=5, heads=4, kv_heads=2, width=48),
-            tokens_choose=True,
-        )
-    ),
+    name: recursions.recursions(recursions.Size(shape=_RECURSIONS, **options))
+    for name, options in {
+        "recursions": {},
+        "recursions-token": {"tokens_choose": True},
+        "recursions-shared": {"share_keys": True},
+        "recursions-token-shared": {"tokens_choose": True, "share_keys": True},
+    }.items()
 }
 # Every token sees every other; not for the laws of causality and of caches.
 ENCODERS = {

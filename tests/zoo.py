@@ -14,6 +14,7 @@ from open_mythos.loop import halt, inject, mark, route, schedule, start
 from open_mythos.loop.core import Loop
 from open_mythos.model import FinalNorm, LoopedLM, Matrix, Model
 from open_mythos.nn import attention, block, ffn, init, linear, norm, rope
+from tests import tiny as tiny_models
 from tests.tiny import DIM, EXPERTS, GROUPED, LATENT, MODELS, VOCAB, tiny
 
 NEEDS: dict[str, dict[str, Any]] = {
@@ -97,7 +98,7 @@ def mixed(i: int) -> Model:
 LONGEST = max(map(len, [*SEAMS.values(), MIXERS, FFNS, BLOCKS, INITS]))
 MIXED = {f"mixed-{i}": mixed(i) for i in range(LONGEST)}
 # Apart from the mixture: a token that no step takes has nothing for the other seams to act on.
-ROUTED = {
+ROUTED = tiny_models.ROUTED | {
     f"routed-{type(routing).__name__}": tiny(Loop(layers=(BLOCKS[0],), inject=inject.Add(), route=routing))
     for routing in every(route.Routing)
 }

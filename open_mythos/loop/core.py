@@ -16,6 +16,7 @@ later token of its row is still running, and the cache does not keep every depth
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -27,6 +28,7 @@ from open_mythos.loop.adapt import Adaptation, Unadapted
 from open_mythos.loop.exit import Exit, Notes
 from open_mythos.loop.halt import Halting, Last, finish
 from open_mythos.loop.inject import Injection, Nothing
+from open_mythos.loop.keys import EachStep, Keys, room
 from open_mythos.loop.mark import Mark, Unmarked
 from open_mythos.loop.recall import Forget, Recall
 from open_mythos.loop.route import Everyone, Routing
@@ -38,6 +40,7 @@ from open_mythos.nn.attention import MLA
 from open_mythos.nn.block import Block
 from open_mythos.nn.cache import Span
 from open_mythos.nn.context import Context
+from open_mythos.nn.lend import First, Lender
 from open_mythos.shapes import Hidden, PerSequence, Steps
 
 Watcher = Callable[[int, State], None]
@@ -51,6 +54,7 @@ class Loop(Config):
     inject: Injection = Nothing()
     recall: Recall = Forget()
     route: Routing = Everyone()
+    keys: Keys = EachStep()
     adapt: Adaptation = Unadapted()
     update: Update = Replace()
     halt: Halting = Last()
@@ -78,6 +82,7 @@ class LoopCore(nn.Module):
         self.adapt = config.adapt.build(dim)
         self.update = config.update.build(dim)
         self.halt = config.halt.build(dim)
+        self.lent = room(config.keys, config.layers, dim)  # what a token's first step lends to later ones
         self.remat = False  # recompute each step in the backward pass instead of keeping its activations
         # Whether tokens look back only, so that nobody needs those behind the last one running.
         self.causal = all(isinstance(b.mixer, MLA) or b.mixer.attention == "causal" for b in config.layers)
@@ -90,7 +95,11 @@ class LoopCore(nn.Module):
         marked = self.mark(state.h, step, ctx)
         x = self.inject(marked, state.e)
         x, beside, past = self.recall(x, state.past, step)
+        first = self._open(state.first)
+        if self.lent:
+            ctx = replace(ctx, lender=Lender(first, step, ctx.cache))
         y, going = self.route(x, state.e, state.left, step, ctx, self.run_layers)
+        first = first if ctx.lender is None else ctx.lender.result()
         y = y if beside is None else y + beside
         h = self.update(state.h, state.e, self.adapt(y, step))
         after: State = self.halt(state, marked, h, last, ctx)
@@ -101,9 +110,14 @@ class LoopCore(nn.Module):
                 answer=torch.where(stays, after.answer, state.answer),
                 left=after.left * going,
             )
-        return after._replace(taken=state.taken + (state.left > 0), past=past)
+        return after._replace(taken=state.taken + (state.left > 0), past=past, first=first)
+
+    def _open(self, first: First) -> First:
+        """Room for what the first step lends."""
+        return first if first.shape[2] == self.lent else first.new_zeros(*first.shape[:2], self.lent)
 
     def run_layers(self, x: Hidden, ctx: Context) -> Hidden:
+        ctx = ctx.borrowing()
         for i, layer in enumerate(self.layers):
             x = layer(x, ctx.at("loop", i))
         return x
@@ -123,7 +137,7 @@ class LoopCore(nn.Module):
         """
         if ctx.start is None:  # padding has nothing to think about
             state = state._replace(left=state.left * (ctx.positions >= 0))
-        state = state._replace(past=self.recall.open(state.past))
+        state = state._replace(past=self.recall.open(state.past), first=self._open(state.first))
         notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
         if not torch.is_grad_enabled():
@@ -189,7 +203,7 @@ class _Run:
         )
         if torch.is_grad_enabled() or ctx.positions.is_meta:  # on meta nobody can tell who is done
             return False
-        return adaptive and (ctx.cache is None or not ctx.cache.exact)
+        return adaptive and (ctx.cache is None or not ctx.cache.exact or self.loop.lent > 0)
 
     def _judge(self, judge: Judge, before: State, batch: "_Batch", taken: list[int]) -> State:
         """Tokens that were done keep their answer; the rule is asked about the others."""

@@ -6,12 +6,14 @@
 
 Mixture-of-recursions, Bae et al. 2025 (arXiv 2507.10524). A token that takes the step becomes h + g F(h), g
 = alpha sigmoid(router(h)); one that does not keeps its state, is done, and is seen by nobody at that step
-(recursion-wise keys and values). Without a cache only the chosen tokens are computed, as a shorter batch;
-with one, all are, and the others are masked out: the same numbers (tests/unit/loop/test_route.py).
+(recursion-wise keys and values), or as it was at its first (`keys=FirstStep()`, loop/keys.py). Without a
+cache only the chosen tokens are computed, as a shorter batch; with one, all are, and the others are masked
+out: the same numbers (tests/unit/loop/test_route.py).
 
 Ranking a sequence looks ahead, so ExpertChoice ranks in training only and in eval mode takes the tokens
 whose logit is above zero; `balance` weighs the cross entropy that teaches it so, `z_loss` the mean squared
-logit. The paper's token-choice weights its last step otherwise; here both choices share one rule.
+logit. While training warms up, the capacities fall along half a cosine from 1 (`warmup`). The paper's
+token-choice weighs its last step otherwise; here both choices share one rule.
 """
 
 from collections.abc import Callable
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from open_mythos.config import Config
-from open_mythos.nn.context import Context
+from open_mythos.nn.context import Columns, Context
 from open_mythos.shapes import Hidden, PerToken, Steps
 
 Layers = Callable[[Hidden, Context], Hidden]
@@ -39,6 +41,7 @@ class Everyone(Config):
 
 class ExpertChoice(Config):
     capacity: tuple[float, ...] = (1.0, 2 / 3, 1 / 3)  # of the sequence, per step; the last goes on
+    warmup: float = 0.0  # share of training over which the capacities fall from 1 to these
     alpha: float = 0.1
     balance: float = 0.01
     z_loss: float = 1e-3
@@ -46,6 +49,8 @@ class ExpertChoice(Config):
     def __post_init__(self) -> None:
         if not self.capacity or not all(0 < c <= 1 for c in self.capacity):
             raise ValueError(f"capacities are shares of the sequence in (0, 1], got {self.capacity}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"the capacities' warm-up is a share of training in [0, 1], got {self.warmup}")
 
     def build(self, dim: int) -> "ExpertRouting":
         return ExpertRouting(self, dim)
@@ -94,11 +99,19 @@ class ExpertRouting(nn.Module):
 
     def _best(self, logits: PerToken, there: Chosen, at: Int[Tensor, "B"], ctx: Context) -> Chosen:
         """The highest of those still there, as many as the share of this step of all that is not padding."""
-        shares = logits.new_tensor(self.config.capacity)[at]
+        shares = self._shares(logits, ctx)[at]
         count = (shares * (ctx.positions >= 0).sum(1)).ceil()
         order = logits.masked_fill(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(1)
         return there & (rank < count[:, None])
+
+    def _shares(self, like: Tensor, ctx: Context) -> Float[Tensor, "N"]:
+        """The capacity of every step now: 1 at the beginning, then along half a cosine to its own."""
+        shares = like.new_tensor(self.config.capacity)
+        if ctx.progress is None or self.config.warmup == 0:
+            return shares
+        done = (ctx.progress / self.config.warmup).clamp_max(1.0)
+        return shares + (1 - shares) * 0.5 * (1 + (torch.pi * done).cos())
 
     def _cost(self, logits: PerToken, ranked: Chosen, there: Chosen) -> Float[Tensor, ""]:
         taught = F.binary_cross_entropy_with_logits(logits, ranked.float(), reduction="none")
@@ -135,25 +148,30 @@ def run_chosen(x: Hidden, chosen: Chosen, gate: PerToken, ctx: Context, layers: 
     """x + gate * layers(x) where chosen, x elsewhere; nobody looks at those not chosen."""
     gate = gate[..., None].to(x.dtype)
     if ctx.cache is not None or x.is_meta:  # on meta nobody can be counted, nor needs to be hidden
-        seen = ctx if ctx.cache is None else _watched(chosen, ctx)
+        seen = ctx if ctx.cache is None or ctx.lender is not None else _watched(chosen, ctx)
         return torch.where(chosen[..., None], x + gate * layers(x, seen), x)
-    length = int(chosen.sum(1).max())
+    needed = chosen
+    if ctx.lender is not None:  # the first step says how a token is seen, whether it is chosen or not
+        assert ctx.step is not None
+        needed = chosen | (ctx.step == 0)[:, None]
+    length = int(needed.sum(1).max())
     if length == 0:
         return x
-    pick = (~chosen).long().argsort(dim=1, stable=True)[:, :length]  # the chosen ones first, in order
+    pick = (~needed).long().argsort(dim=1, stable=True)[:, :length]  # the needed ones first, in order
     wide = pick[..., None].expand(-1, -1, x.shape[-1])
-    there, part = chosen.gather(1, pick), x.gather(1, wide)
-    y = part + gate.gather(1, pick[..., None]) * layers(part, _shorter(ctx, pick, there))
-    return x.scatter(1, wide, torch.where(there[..., None], y, part))
+    part = x.gather(1, wide)
+    y = part + gate.gather(1, pick[..., None]) * layers(part, _shorter(ctx, pick, needed.gather(1, pick)))
+    return x.scatter(1, wide, torch.where(chosen.gather(1, pick)[..., None], y, part))
 
 
 def _shorter(ctx: Context, pick: Int[Tensor, "B t"], there: Bool[Tensor, "B t"]) -> Context:
     """The context of these tokens alone; those that are not there are padding."""
-    mask = ctx.mask
+    mask, lent = ctx.mask, ctx.lender is not None
     if mask is not None:
         rows = pick[:, None, :, None].expand(-1, 1, -1, mask.shape[-1])
         mask = mask.expand(len(pick), -1, -1, -1).gather(2, rows)
-        mask = mask.gather(3, pick[:, None, None, :].expand(-1, 1, mask.shape[2], -1))
+        if not lent:
+            mask = mask.gather(3, pick[:, None, None, :].expand(-1, 1, mask.shape[2], -1))
     return replace(
         ctx,
         positions=torch.where(there, ctx.positions.gather(1, pick), -1),
@@ -161,6 +179,7 @@ def _shorter(ctx: Context, pick: Int[Tensor, "B t"], there: Bool[Tensor, "B t"])
         tokens=None if ctx.tokens is None else ctx.tokens.gather(1, pick),
         documents=None if ctx.documents is None else ctx.documents.gather(1, pick),
         mask=mask,
+        columns=Columns(ctx.positions, ctx.documents) if lent else None,
         memo={},
     )
 

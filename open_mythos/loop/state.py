@@ -19,6 +19,7 @@ class State(NamedTuple):
     left: PerToken
     taken: Int[Tensor, "B T"]  # steps until the token was done, or so far
     past: Float[Tensor, "B T N D"]  # what it remembers of earlier steps; mostly nothing, N = 0
+    first: Float[Tensor, "B T W"]  # keys and values of its first step, where all steps share them, else W = 0
 
     @classmethod
     def begin(cls, e: Hidden, h: Hidden) -> "State":
@@ -31,6 +32,7 @@ class State(NamedTuple):
             left,
             torch.zeros_like(left, dtype=torch.int32),
             h.new_zeros(*h.shape[:2], 0, h.shape[2]),
+            h.new_zeros(*h.shape[:2], 0),
         )
 
     def take(self, rows: Tensor, length: int | None = None) -> "State":

@@ -252,9 +252,10 @@ class GrowingCache:
         self._held: dict[Place, Tensor] = {}
 
     def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
-        held = torch.cat([self._held[place], new], dim=-2) if place in self._held else new
-        self._held[place] = held
-        return held
+        held = self._held.get(place)
+        if held is None or held.shape[-2] < span.end:  # else steps share it, and it is there already
+            self._held[place] = new if held is None else torch.cat([held, new], dim=-2)
+        return self._held[place]
 
     def settle(self, layers: int, taken: int, span: Span) -> None:
         """Rows in step leave together, so nobody looks deeper than they went."""

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from open_mythos.nn.cache import Cache, KVCache, Place, Span
+from open_mythos.nn.lend import Lender
 from open_mythos.nn.tally import Tally
 from open_mythos.shapes import CacheEntry, Mask, Positions, Rows, Steps, Tokens
 
@@ -26,6 +27,13 @@ class Sight(NamedTuple):
 
     causal: bool = False
     mask: Mask | None = None
+
+
+class Columns(NamedTuple):
+    """The tokens that may be looked at, where only some of them ask."""
+
+    positions: Positions
+    documents: Int[Tensor, "B S"] | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,9 @@ class Context:
     cache: Cache | None = None
     rows: Rows | None = None
     tally: Tally | None = None
+    progress: Float[Tensor, ""] | None = None  # how much of training is done, 0 to 1; none outside of it
+    lender: Lender | None = None  # has the layers' keys and values, where the steps of a loop share them
+    columns: Columns | None = None
     place: Place = Place()
     step: Steps | None = None
     memo: dict[object, Tensor] = field(default_factory=dict)
@@ -107,8 +118,18 @@ class Context:
 
     @property
     def fresh(self) -> bool:
-        """Nothing came before this call's own tokens, so there is nothing to fetch from the cache."""
-        return self.cache is None or self.start == 0
+        """The layer's own keys and values are all there are to look at, so there is nothing to fetch."""
+        return not isinstance(self.cache, Lender) and self._whole
+
+    @property
+    def _whole(self) -> bool:
+        """Nothing came before this call's own tokens, and all of them ask."""
+        cache = self.cache.behind if isinstance(self.cache, Lender) else self.cache
+        return self.columns is None and (cache is None or self.start == 0)
+
+    def borrowing(self) -> "Context":
+        """For layers that attend with the keys and values of the loop's first step, where it lends them."""
+        return self if self.lender is None else replace(self, cache=self.lender)
 
     def once(self, key: object, make: Callable[[], Tensor]) -> Tensor:
         """`make()` the first time in this call, its result ever after."""
@@ -142,15 +163,18 @@ class Context:
     def _ordinary(self, attention: Literal["causal", "full"]) -> Sight:
         plain = self.mask is None and self.documents is None
         if plain and self.start is not None:
-            if attention == "full" or (self.positions.shape[1] == 1 and not self.fresh):
+            if attention == "full" or (self.positions.shape[1] == 1 and not self._whole):
                 return Sight()
-            if self.fresh:
+            if self._whole:
                 return Sight(causal=True)
         return Sight(mask=self.once(("sight", attention), lambda: self._mask(attention)))
 
     def _mask(self, attention: str) -> Mask:
         ask = self.positions[:, :, None]
-        if self.fresh:
+        if self.columns is not None:
+            columns = self.columns.positions[:, None, :]
+            visible = (columns >= 0) & ((columns <= ask) if attention == "causal" else (ask >= 0))
+        elif self._whole:
             columns = self.positions[:, None, :]
             visible = (columns >= 0) & ((columns <= ask) if attention == "causal" else (ask >= 0))
             # Padding looks at itself: a row of no columns has no softmax.
@@ -159,9 +183,12 @@ class Context:
             columns = torch.arange(self.end, device=ask.device)
             visible = (columns <= ask.clamp_min(0)).expand(len(ask), -1, -1)
         if self.documents is not None:
-            visible = visible & (self.documents[:, :, None] == self.documents[:, None, :])
+            theirs = self.documents if self.columns is None else self.columns.documents
+            assert theirs is not None
+            visible = visible & (self.documents[:, :, None] == theirs[:, None, :])
         visible = visible[:, None]
-        return visible if self.mask is None else visible & self.mask
+        visible = visible if self.mask is None else visible & self.mask
+        return visible if self.columns is None else visible | (ask < 0)[:, None]
 
 
 def _cut_mask(mask: Mask | None, rows: Tensor, length: int | None, batch: int) -> Mask | None:

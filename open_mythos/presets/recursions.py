@@ -4,17 +4,18 @@ Middle-cycle sharing: the first and the last layer are their own, the block betw
 step n is the `route` of the loop (loop/route.py): expert choice, with capacities falling by equal shares,
 or token choice.
 
-    name                  from           unique  block  steps  route
-    recursions-360m       SmolLM2-360M   2       10     3      ExpertChoice(1, 2/3, 1/3)
-    recursions-360m-token SmolLM2-360M   2       10     3      TokenChoice
+    name                    from          unique  block  steps  route                      keys and values
+    recursions-360m         SmolLM2-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of each step
+    recursions-360m-token   SmolLM2-360M  2       10     3      TokenChoice                of each step
+    recursions-360m-shared  SmolLM2-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of the first step
 
-Exact about sharing, expert choice (logits, alpha 0.1, hierarchical filtering, auxiliary loss) and keys and
-values per recursion. Sharing the first recursion's keys and values in later ones is not here, nor is the
-capacity's warm-up.
+Exact about sharing, expert choice (logits, alpha 0.1, hierarchical filtering, auxiliary loss, and the
+capacity's warm-up along a cosine, whose length is yours to say) and both ways to keep keys and values.
 """
 
 from open_mythos.config import Config
 from open_mythos.loop.core import Loop
+from open_mythos.loop.keys import EachStep, FirstStep
 from open_mythos.loop.route import ExpertChoice, Routing, TokenChoice
 from open_mythos.loop.schedule import Fixed
 from open_mythos.model import Model
@@ -25,6 +26,8 @@ class Size(Config):
     shape: Shape  # of the unshared model; its layers are ends + steps * block
     steps: int = 3
     tokens_choose: bool = False
+    share_keys: bool = False  # all steps attend with the first one's keys and values
+    warmup: float = 0.0  # share of training over which expert choice comes down to its capacities
 
     def __post_init__(self) -> None:
         if (self.shape.layers - 2) % self.steps:
@@ -36,17 +39,22 @@ class Size(Config):
 def recursions(size: Size) -> Model:
     """The model of `size`, as deep as its shape says when every token takes every step."""
     layer, steps = block(size.shape), size.steps
-    route: Routing = ExpertChoice(capacity=tuple((steps - n) / steps for n in range(steps)))
+    falling = tuple((steps - n) / steps for n in range(steps))
+    route: Routing = ExpertChoice(capacity=falling, warmup=size.warmup)
     if size.tokens_choose:
         route = TokenChoice(depths=steps)
-    shared = (size.shape.layers - 2) // steps * (layer,)
-    return llama(size.shape).replace(
-        prelude=(layer,), loop=Loop(layers=shared, route=route, schedule=Fixed(steps=steps)), coda=(layer,)
+    loop = Loop(
+        layers=(size.shape.layers - 2) // steps * (layer,),
+        route=route,
+        keys=FirstStep() if size.share_keys else EachStep(),
+        schedule=Fixed(steps=steps),
     )
+    return llama(size.shape).replace(prelude=(layer,), loop=loop, coda=(layer,))
 
 
 SIZES = {
     "recursions-360m": Size(shape=SHAPES["smollm2-360m"]),
     "recursions-360m-token": Size(shape=SHAPES["smollm2-360m"], tokens_choose=True),
+    "recursions-360m-shared": Size(shape=SHAPES["smollm2-360m"], share_keys=True),
 }
 MODELS = {name: recursions(size) for name, size in SIZES.items()}

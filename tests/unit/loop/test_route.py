@@ -10,19 +10,21 @@ from open_mythos.loop import route
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
 from open_mythos.model import LoopedLM
+from open_mythos.nn.attention import GroupedAttention
 from open_mythos.nn.cache import KVCache, LastExited
 from open_mythos.nn.context import Context
 from open_mythos.nn.tally import Tally
 from open_mythos.presets.baseline import Shape
 from open_mythos.presets.recursions import Size, recursions
-from tests.lively import lively
+from tests.lively import lively, work_of
 
 SHAPE = Shape(vocab=37, dim=16, layers=8, heads=4, kv_heads=2, width=20)
 TOKENS = torch.randint(0, 37, (3, 12), generator=torch.Generator().manual_seed(0))
 
 
-def model(tokens_choose: bool) -> LoopedLM:
-    return lively(recursions(Size(shape=SHAPE, tokens_choose=tokens_choose)).override("loop.route.alpha=1.0"))
+def model(tokens_choose: bool, share_keys: bool = False) -> LoopedLM:
+    size = Size(shape=SHAPE, tokens_choose=tokens_choose, share_keys=share_keys)
+    return lively(recursions(size).override("loop.route.alpha=1.0"))
 
 
 def close(a: Tensor, b: Tensor) -> None:
@@ -78,6 +80,67 @@ def test_the_shorter_batch_is_the_masked_one(
     ):
         if a is not None or b is not None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize("tokens_choose", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("documents", [False, True])
+def test_shared_keys_are_those_of_the_first_step(
+    tokens_choose: bool, training: bool, documents: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against layers that themselves remember, and all tokens computed at every step."""
+    lm = model(tokens_choose, share_keys=True).train(training)
+    ctx = Context.counting(TOKENS)
+    ctx = replace(ctx, documents=torch.arange(12).expand(3, -1) // 5) if documents else ctx
+    short = lm(TOKENS, ctx=ctx)
+    grads = torch.autograd.grad(short.square().sum(), list(lm.parameters()), allow_unused=True)
+
+    assert lm.loop is not None
+    held: dict[int, tuple[Tensor, Tensor]] = {}
+    inside = {id(layer.mixer) for layer in lm.loop.layers}
+
+    def remember(self, k, v, ctx):  # type: ignore[no-untyped-def]
+        return held.setdefault(id(self), (k, v)) if id(self) in inside else (k, v)
+
+    def all_of_them(x, chosen, gate, ctx, layers):  # type: ignore[no-untyped-def]
+        return torch.where(chosen[..., None], x + gate[..., None] * layers(x, replace(ctx, lender=None)), x)
+
+    monkeypatch.setattr(GroupedAttention, "_remember", remember)
+    monkeypatch.setattr(route, "run_chosen", all_of_them)
+    long = lm(TOKENS, ctx=replace(ctx, memo={}))
+    close(short, long)
+    slow = torch.autograd.grad(long.square().sum(), list(lm.parameters()), allow_unused=True)
+    for a, b in zip(grads, slow, strict=True):
+        if a is not None or b is not None:
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-2)
+
+
+def test_shared_keys_take_one_slot_of_the_cache_and_fewer_queries() -> None:
+    """As the paper counts: 1 / steps of the memory, and queries of the chosen tokens alone."""
+    sizes = {}
+    for share in (False, True):
+        lm, cache = model(False, share), KVCache(3, 12)
+        lm(TOKENS, cache=cache)
+        sizes[share] = sum(
+            held.numel() for (stage, _, _, part), held in cache._held.items() if stage == "loop" and part < 2
+        )
+    assert sizes[False] == 3 * sizes[True]
+    lm = model(False, share_keys=True).train()
+    with work_of(lm) as work:
+        lm(TOKENS)
+    assert work == [36, 24, 12]
+
+
+def test_the_capacities_warm_up_along_a_cosine() -> None:
+    config = recursions(Size(shape=SHAPE, warmup=0.5))
+    lm, counts = lively(config).train(), {}
+    for done in (0.0, 0.25, 0.5, 1.0):
+        ctx = replace(Context.counting(TOKENS), progress=torch.tensor(done))
+        counts[done] = who_runs(lm, ctx).sum(2)[:, 0].tolist()
+    # Half way down: 1, (1 + 2/3) / 2 and (1 + 1/3) / 2 of twelve tokens.
+    assert counts == {0.0: [12, 12, 12], 0.25: [12, 10, 8], 0.5: [12, 8, 4], 1.0: [12, 8, 4]}
+    with pytest.raises(ValueError, match="warm-up is a share of training"):
+        route.ExpertChoice(warmup=2.0)
 
 
 @pytest.mark.parametrize("tokens_choose", [False, True])
