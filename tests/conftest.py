@@ -1,5 +1,10 @@
 """Under pytest every tensor annotation is checked; outside it none is."""
 
+import atexit
+import os
+import shutil
+import tempfile
+
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -17,6 +22,10 @@ install_import_hook(
     ],
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
+
+# Runs of the tests are nobody's to track.
+os.environ["TRACKIO_DIR"] = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, os.environ["TRACKIO_DIR"], ignore_errors=True)
 
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 

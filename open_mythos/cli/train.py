@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from open_mythos.train.progress import Progress
     from open_mythos.train.recipe import Recipe
     from open_mythos.train.step import TrainState
+    from open_mythos.train.track import Tracker
 
 SAMPLE_TOKENS = 64
 
@@ -62,6 +63,9 @@ class Options:
     wait: float = 600.0
     """Under torchrun: seconds to wait for the other processes."""
 
+    track: Literal["auto", "none", "trackio", "wandb", "tensorboard"] = "auto"
+    """Where to watch the run besides metrics.jsonl. auto: trackio (local, no account) if it is installed."""
+
     sweep: bool = True
     """At the end, measure held-out loss against the number of loops, and write the report."""
 
@@ -81,7 +85,9 @@ def launch(recipe: Recipe, folder: Path, options: Options) -> None:
 
     from open_mythos.cli.named import device_named
     from open_mythos.train.parallel import join, own_device
+    from open_mythos.train.track import require
 
+    require(options.track)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = own_device(device_named(options.device))
@@ -97,7 +103,7 @@ def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, w
     run = Run(recipe, _read(recipe, world), folder, device, world)
     state = run.resume() if resume else run.begin()
     try:
-        state = _train(run, state)
+        state = _train(run, state, options)
     except Stopped as stopped:
         if world.rank == 0:
             again = f"mythos train {options.recipe} --out {folder} --resume"
@@ -179,17 +185,21 @@ def _read(recipe: Recipe, world: World) -> Corpus:
     return corpus
 
 
-def _train(run: Run, state: TrainState) -> TrainState:
+def _train(run: Run, state: TrainState, options: Options) -> TrainState:
     from open_mythos.train.progress import Progress
+    from open_mythos.train.track import Tracker
 
     recipe = run.recipe
     if run.world.rank:
-        return run.fit(state, _hooks(run, None))
-    with Progress(recipe.steps, recipe.seconds) as progress:
-        return run.fit(state, _hooks(run, progress))
+        return run.fit(state, _hooks(run, None, None))
+    with (
+        Tracker(options.track, run.folder, recipe.to_dict(), state.step) as tracker,
+        Progress(recipe.steps, recipe.seconds) as progress,
+    ):
+        return run.fit(state, _hooks(run, progress, tracker))
 
 
-def _hooks(run: Run, progress: Progress | None) -> list[Every]:
+def _hooks(run: Run, progress: Progress | None, tracker: Tracker | None) -> list[Every]:
     """All ranks evaluate and sample, since all hold a part of the weights; the first also shows it."""
     from open_mythos.train.evaluate import evaluate
     from open_mythos.train.fit import Every, Metrics
@@ -209,6 +219,8 @@ def _hooks(run: Run, progress: Progress | None) -> list[Every]:
     def show(state: TrainState, metrics: Metrics) -> None:
         if progress is not None:
             progress.update(metrics)
+        if tracker is not None:
+            tracker.log(metrics)
 
     return [Every(recipe.eval_every, look), Every(recipe.sample_every, sample), Every(1, show)]
 
