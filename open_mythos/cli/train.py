@@ -11,6 +11,7 @@ import tyro
 if TYPE_CHECKING:
     import torch
 
+    from open_mythos.analysis.utilisation import Utilisation
     from open_mythos.data.corpus import Corpus
     from open_mythos.train.fit import Every, Run
     from open_mythos.train.parallel import World
@@ -186,20 +187,22 @@ def _read(recipe: Recipe, world: World) -> Corpus:
 
 
 def _train(run: Run, state: TrainState, options: Options) -> TrainState:
+    from open_mythos.analysis.utilisation import Utilisation
     from open_mythos.train.progress import Progress
     from open_mythos.train.track import Tracker
 
     recipe = run.recipe
     if run.world.rank:
-        return run.fit(state, _hooks(run, None, None))
+        return run.fit(state, _hooks(run))
+    used = Utilisation(recipe, run.device, run.world.size)
     with (
         Tracker(options.track, run.folder, recipe.to_dict(), state.step) as tracker,
         Progress(recipe.steps, recipe.seconds) as progress,
     ):
-        return run.fit(state, _hooks(run, progress, tracker))
+        return run.fit(state, _hooks(run, (progress, tracker, used)))
 
 
-def _hooks(run: Run, progress: Progress | None, tracker: Tracker | None) -> list[Every]:
+def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = None) -> list[Every]:
     """All ranks evaluate and sample, since all hold a part of the weights; the first also shows it."""
     from open_mythos.train.evaluate import evaluate
     from open_mythos.train.fit import Every, Metrics
@@ -213,13 +216,14 @@ def _hooks(run: Run, progress: Progress | None, tracker: Tracker | None) -> list
 
     def sample(state: TrainState, metrics: Metrics) -> None:
         metrics["sample"] = _sample(run, state)
-        if progress is not None:
-            progress.print_sample(metrics["sample"])
+        if audience is not None:
+            audience[0].print_sample(metrics["sample"])
 
     def show(state: TrainState, metrics: Metrics) -> None:
-        if progress is not None:
+        if audience is not None:
+            progress, tracker, used = audience
+            metrics["mfu"] = used.of(metrics)
             progress.update(metrics)
-        if tracker is not None:
             tracker.log(metrics)
 
     return [Every(recipe.eval_every, look), Every(recipe.sample_every, sample), Every(1, show)]

@@ -4,10 +4,10 @@
 
 Names and units: `step` (optimiser steps so far), `time` (seconds of training so far, over all
 resumes), `loss` (nats per token), `bits_per_byte`, `eval_bits_per_byte` (held-out text), `tokens`
-(seen so far), `tokens_per_second`, `loops` (mean depth drawn), `lr`, `grad_norm`, `expert_balance`
-(load of the fullest expert over the mean), `exit_step` (after which a learned gate leaves on average),
-`rho` (spectral radius of the injection), `mfu` (share of the measured peak), `sample` (text). Every name
-but `step` may be absent.
+(seen so far), `tokens_per_second`, `loops` (mean depth drawn), `grad_loops` (those of them with
+gradient, where some are without), `lr`, `grad_norm`, `expert_balance` (load of the fullest expert over
+the mean), `exit_step` (after which a learned gate leaves on average), `rho` (spectral radius of the
+injection), `mfu` (share of the measured peak), `sample` (text). Every name but `step` may be absent.
 
 A line is flushed as it is written, so a killed run loses at most the line being written; a resumed
 run first drops all that came after the step it resumes from.

@@ -44,7 +44,7 @@ HEALTH = (
     Vital("expert_balance", lambda x: f"balance {x:.2f}", lambda x: not x < 4),
     Vital("rho", lambda x: f"rho {x:.3f}", lambda x: not x < 1),
     Vital("grad_norm", lambda x: f"grad {x:.2f}"),
-    Vital("mfu", lambda x: f"MFU {100 * x:.0f}%"),
+    Vital("mfu", lambda x: f"MFU {short_number(100 * x)}%"),
 )
 
 

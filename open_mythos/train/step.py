@@ -72,7 +72,7 @@ class _Sums:
 
     loss: Tensor | float = 0.0
     exit_step: Tensor | float = 0.0  # where a learned gate leaves; zero where there is none
-    depths: list[float] = field(default_factory=list)
+    depths: list[tuple[float, float]] = field(default_factory=list)  # mean turns, and those with gradient
     loads: Loads = field(default_factory=dict)
 
 
@@ -119,7 +119,7 @@ def _accumulate(
     sums.loss = sums.loss + scored.loss.tokens.sum() / valid
     if scored.exit_step is not None:
         sums.exit_step = sums.exit_step + scored.exit_step / valid
-    sums.depths.append(plan.mean if recipe.model.loop is not None else 0.0)
+    sums.depths.append(_depths(plan, len(batch.tokens)) if recipe.model.loop is not None else (0.0, 0.0))
     for where, load in scored.tally.total_loads().items():
         sums.loads[where] = sums.loads[where] + load if where in sums.loads else load
     state.scaler.scale(scored.total / (valid / turn.world.size)).backward()
@@ -131,6 +131,11 @@ def _draw(state: TrainState, recipe: Recipe, rows: int, turn: _Turn) -> Plan:
     if loop is None:
         return Plan(1)
     return turn.world.of_plan(loop.schedule.draw(state.rng, rows * turn.world.size, turn.progress))
+
+
+def _depths(plan: Plan, rows: int) -> tuple[float, float]:
+    _, live = plan.split(rows)
+    return float(plan.mean), sum(live) / rows
 
 
 def _start_noise(state: TrainState, recipe: Recipe, turn: _Turn) -> Generator:
@@ -149,8 +154,7 @@ def _meet(sums: _Sums, world: World) -> None:
     if isinstance(sums.exit_step, Tensor):
         sums.exit_step = world.sum(sums.exit_step)
     sums.loads = {where: world.sum(load) for where, load in sums.loads.items()}
-    depths = world.each(sums.depths)
-    sums.depths = [sum(each) / world.size for each in zip(*depths, strict=True)]
+    sums.depths = [pair for depths in world.each(sums.depths) for pair in depths]
 
 
 def _update(state: TrainState, recipe: Recipe, sums: _Sums) -> float:
@@ -180,14 +184,17 @@ def _clip(model: nn.Module, most: float) -> float:
 
 
 def _metrics(state: TrainState, sums: _Sums, norm: float, rate: float) -> dict[str, float]:
+    loops, live = (sum(each) / len(sums.depths) for each in zip(*sums.depths, strict=True))
     metrics = {
         "step": state.step,
         "loss": float(sums.loss),
         "tokens": state.tokens,
-        "loops": sum(sums.depths) / len(sums.depths),
+        "loops": loops,
         "lr": rate,
         "grad_norm": norm,
     }
+    if live < loops:
+        metrics["grad_loops"] = live
     if state.skipped:
         metrics["skipped"] = state.skipped
     if sums.loads:
