@@ -126,7 +126,6 @@ ROUTED = {
         "recursions": {},
         "recursions-token": {"tokens_choose": True},
         "recursions-shared": {"share_keys": True},
-        "recursions-token-shared": {"tokens_choose": True, "share_keys": True},
     }.items()
 }
 # Every token sees every other; not for the laws of causality and of caches.

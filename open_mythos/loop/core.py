@@ -103,6 +103,7 @@ class LoopCore(nn.Module):
         y = y if beside is None else y + beside
         h = self.update(state.h, state.e, self.adapt(y, step))
         after: State = self.halt(state, marked, h, last, ctx)
+        taken = state.left > 0
         if going is not None:  # who is not chosen is done, and stays as it was
             stays = going[..., None]
             after = after._replace(
@@ -110,7 +111,8 @@ class LoopCore(nn.Module):
                 answer=torch.where(stays, after.answer, state.answer),
                 left=after.left * going,
             )
-        return after._replace(taken=state.taken + (state.left > 0), past=past, first=first)
+            taken = taken & going
+        return after._replace(taken=state.taken + taken, past=past, first=first)
 
     def _open(self, first: First) -> First:
         """Room for what the first step lends."""
@@ -203,7 +205,7 @@ class _Run:
         )
         if torch.is_grad_enabled() or ctx.positions.is_meta:  # on meta nobody can tell who is done
             return False
-        return adaptive and (ctx.cache is None or not ctx.cache.exact or self.loop.lent > 0)
+        return adaptive and (ctx.cache is None or not ctx.cache.exact)
 
     def _judge(self, judge: Judge, before: State, batch: "_Batch", taken: list[int]) -> State:
         """Tokens that were done keep their answer; the rule is asked about the others."""

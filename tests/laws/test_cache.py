@@ -12,13 +12,15 @@ import torch
 from torch.testing import assert_close
 
 from open_mythos.loop.exit import StateChange
+from open_mythos.loop.keys import FirstStep
 from open_mythos.loop.schedule import Plan
 from open_mythos.nn.cache import GrowingCache, KVCache, LastExited, PerLoop, Ring, Shared
 from open_mythos.nn.context import Context
 from tests.lively import lively
-from tests.tiny import MODELS
+from tests.tiny import MODELS, ROUTED
 
-LOOPED = {name: config for name, config in MODELS.items() if config.loop is not None}
+EVERY = MODELS | ROUTED
+LOOPED = {name: config for name, config in EVERY.items() if config.loop is not None}
 POLICIES = [PerLoop(), Shared(), Ring(slots=2), Ring(slots=3)]
 TOKENS = torch.arange(3 * 9).reshape(3, 9) * 7 % 61
 
@@ -69,10 +71,10 @@ def in_pieces(model, tokens, cuts, cache, steps=3):
     return torch.cat(parts, dim=1)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("cuts", [[8], [1, 3, 4]], ids=str)
 def test_a_prompt_may_be_cut_anywhere(name, cuts):
-    model = lively(MODELS[name])
+    model = lively(EVERY[name])
     with torch.no_grad():
         whole = model(TOKENS, plan(model))
     assert_close(in_pieces(model, TOKENS, cuts, KVCache(3, 9)), whole, atol=1e-4, rtol=1e-4)
@@ -117,16 +119,19 @@ def test_policies_agree_where_none_forgets(name):
     model = lively(LOOPED[name])
     exact = in_pieces(model, TOKENS, [4, 5], KVCache(3, 9))
     for policy in (LastExited(), Ring(slots=3), Ring(slots=8)):
-        if model.config.loop.halt.to_dict()["is"] == "Last":
+        if name in ROUTED:  # tokens leave, and a smaller batch is rounded otherwise
+            assert_close(in_pieces(model, TOKENS, [4, 5], KVCache(3, 9, policy)), exact, atol=1e-4, rtol=1e-4)
+        elif model.config.loop.halt.to_dict()["is"] == "Last":
             assert torch.equal(in_pieces(model, TOKENS, [4, 5], KVCache(3, 9, policy)), exact)
     one = in_pieces(model, TOKENS, [4, 5], KVCache(3, 9, Ring(slots=1)))
     assert torch.equal(in_pieces(model, TOKENS, [4, 5], KVCache(3, 9, Shared())), one)
-    assert not torch.allclose(one, exact, atol=1e-3)
+    # The first step's keys and values alone are kept anyhow: there is nothing to forget.
+    assert torch.allclose(one, exact, atol=1e-3) == isinstance(model.config.loop.keys, FirstStep)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_padding_on_either_side_changes_nothing(name):
-    model = lively(MODELS[name])
+    model = lively(EVERY[name])
     prompt, filler = TOKENS[:1, :5], torch.tensor([[60, 59, 58]])
     alone = model(prompt, plan(model))
     for tokens, real in [
@@ -139,10 +144,10 @@ def test_padding_on_either_side_changes_nothing(name):
             assert_close(got[mask.bool()], alone[0], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_decoding_goes_on_after_left_padding(name):
     """A padded prompt, then one more token for each row, at positions of its own."""
-    model = lively(MODELS[name])
+    model = lively(EVERY[name])
     real = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 1, 1]])
     tokens, cache = TOKENS[:, :4], KVCache(3, 6)
     with torch.no_grad():

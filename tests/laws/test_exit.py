@@ -14,11 +14,12 @@ from open_mythos.nn.cache import KVCache, LastExited, PerLoop
 from open_mythos.nn.context import Context
 from open_mythos.nn.ffn import SwiGLU
 from tests.lively import lively, work_of
-from tests.tiny import MODELS
+from tests.tiny import MODELS, ROUTED
 
-LOOPED = {name: config for name, config in MODELS.items() if config.loop is not None}
-PLAIN = [name for name, config in LOOPED.items() if isinstance(config.loop.halt, halt.Last)]
-ADAPTIVE = [name for name in LOOPED if name not in PLAIN]
+LOOPED = {name: config for name, config in (MODELS | ROUTED).items() if config.loop is not None}
+ADAPTIVE = [name for name, config in LOOPED.items() if not isinstance(config.loop.halt, halt.Last)]
+# Where tokens choose their depth, one that is made to leave is no longer there for the others to see.
+PLAIN = [name for name in LOOPED if name not in ADAPTIVE and name not in ROUTED]
 TOKENS = torch.arange(3 * 7).reshape(3, 7) * 11 % 61
 RULES = [
     StateChange(threshold=0.6),
@@ -98,7 +99,8 @@ def test_the_rules_above_really_stop_some_tokens_early_and_some_not():
     assert len(depths) >= 5
 
 
-@pytest.mark.parametrize("name", LOOPED)
+# Where tokens choose their depth, one that declines a step rides along in the rectangle of the others.
+@pytest.mark.parametrize("name", [name for name in LOOPED if name not in ROUTED])
 def test_tokens_that_left_compute_nothing(name):
     """One token per row, as in decoding: the work done is the sum of the steps taken."""
     model = lively(LOOPED[name])
@@ -131,7 +133,7 @@ def test_a_tail_of_finished_tokens_is_dropped_and_nothing_changes(name):
         int((still > n).any(1).sum()) * (int((still > n).any(0).nonzero().max()) + 1)
         for n in range(int(still.max()))
     ]
-    assert work == rectangles
+    assert work == rectangles or name in ROUTED  # whose tokens are picked from all over the row
     assert sum(work) < 3 * 7 * 6 or int(kept.taken.min()) == 6
 
 

@@ -4,9 +4,10 @@ import pytest
 
 from open_mythos.infer.generate import generate
 from open_mythos.infer.speculate import speculate
+from tests import tiny
 from tests.lively import lively
-from tests.tiny import MODELS
 
+MODELS = tiny.MODELS | tiny.ROUTED
 LOOPED = [name for name, config in MODELS.items() if config.loop is not None]
 PROMPT = [5, 17, 3, 40]
 
