@@ -5,6 +5,7 @@ python bench/memory.py SIDE TASK DIM MIXER ROWS LENGTH DEVICE FOLDER
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,7 +30,12 @@ def _measure(
 
     sides = Sides.build(original.load(Path(folder)), SIZES[int(dim)].settings(mixer), torch.device(device))
     run = getattr(sides, task)(int(rows), int(length))[side == "ours"]
-    if device == "cuda":
+    return above(run, torch.device(device))
+
+
+def above(run: Callable[[], object], device: torch.device) -> float:
+    """MiB at the peak of `run`, on top of what this process holds."""
+    if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
