@@ -28,6 +28,20 @@ MUTATIONS = [
         f"{LAWS}rows.py -k test_padding[parcae]",
     ),
     Mutation(
+        "shared keys: the first step's, in a cache",
+        "nn/lend.py",
+        "place._replace(step=0), entry",
+        "place, entry",
+        "unit/loop/test_route.py -k one_slot",
+    ),
+    Mutation(
+        "shared keys: the first step's, in training",
+        "nn/lend.py",
+        "part = torch.where(self._writes, flat.to(part.dtype), part)",
+        "part = flat.to(part.dtype)",
+        f"{LAWS}cache.py -k cut_anywhere[[8]-recursions-shared]",
+    ),
+    Mutation(
         "verbs: as many steps as asked",
         "model.py",
         "plan or Plan(self.steps)",
@@ -51,14 +65,14 @@ MUTATIONS = [
     Mutation(
         "documents: do not see each other",
         "nn/context.py",
-        "visible = visible & (self.documents[:, :, None] == self.documents[:, None, :])",
+        "visible = visible & (self.documents[:, :, None] == there.documents[:, None, :])",
         "visible = visible & True",
         f"{LAWS}rows.py -k test_documents[parcae]",
     ),
     Mutation(
         "a mask hides",
         "nn/context.py",
-        "return visible if self.mask is None else visible & self.mask",
+        "visible = visible if self.mask is None else visible & self.mask",
         "return visible",
         f"{LAWS}rows.py -k mask",
     ),

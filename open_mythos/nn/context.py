@@ -171,21 +171,17 @@ class Context:
 
     def _mask(self, attention: str) -> Mask:
         ask = self.positions[:, :, None]
-        if self.columns is not None:
-            columns = self.columns.positions[:, None, :]
+        there = self.columns or Columns(self.positions, self.documents)
+        if self._whole or self.columns is not None:
+            columns = there.positions[:, None, :]
             visible = (columns >= 0) & ((columns <= ask) if attention == "causal" else (ask >= 0))
-        elif self._whole:
-            columns = self.positions[:, None, :]
-            visible = (columns >= 0) & ((columns <= ask) if attention == "causal" else (ask >= 0))
-            # Padding looks at itself: a row of no columns has no softmax.
-            visible = visible | torch.eye(ask.shape[1], dtype=torch.bool, device=ask.device)
         else:
             columns = torch.arange(self.end, device=ask.device)
             visible = (columns <= ask.clamp_min(0)).expand(len(ask), -1, -1)
-        if self.documents is not None:
-            theirs = self.documents if self.columns is None else self.columns.documents
-            assert theirs is not None
-            visible = visible & (self.documents[:, :, None] == theirs[:, None, :])
+        if self._whole:  # Padding looks at itself: a row of no columns has no softmax.
+            visible = visible | torch.eye(ask.shape[1], dtype=torch.bool, device=ask.device)
+        if self.documents is not None and there.documents is not None:
+            visible = visible & (self.documents[:, :, None] == there.documents[:, None, :])
         visible = visible[:, None]
         visible = visible if self.mask is None else visible & self.mask
         return visible if self.columns is None else visible | (ask < 0)[:, None]
