@@ -153,12 +153,12 @@ def _settle(options: Options) -> dict[str, Any]:
 
 def _require_same_recipe(found: Sequence[Job], settings: dict[str, Any], folder: Path) -> None:
     """Recipes are code, and may have changed since."""
+    from open_mythos.train.recipe import Recipe
+
     for job in found:
-        then, now = (
-            json.loads(job.path(folder).read_text())["recipe"],
-            _recipe(settings, job, folder).to_dict(),
-        )
-        if changed := [name for name in now if name != "data" and then.get(name) != now[name]]:
+        saved = json.loads(job.path(folder).read_text())["recipe"]
+        then, now = Recipe.from_dict(saved).to_dict(), _recipe(settings, job, folder).to_dict()
+        if changed := [name for name in now if name != "data" and then[name] != now[name]]:
             raise ValueError(
                 f"{job.arm}, seed {job.seed} is of another recipe ({', '.join(changed)}); give --fresh"
             )
