@@ -63,7 +63,7 @@ class LTIUpdate(nn.Module):
         return torch.exp(-torch.exp(rate))
 
     def forward(self, h: Hidden, e: Hidden, y: Hidden) -> Hidden:
-        return (self.decay() * h + self.b.float() * e + y).to(h.dtype)
+        return torch.addcmul(torch.addcmul(y, self.decay(), h), self.b.float(), e).to(h.dtype)
 
 
 @final

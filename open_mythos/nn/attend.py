@@ -9,6 +9,8 @@ all is `attend_naively`.
 """
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 from torch.nn import functional as F
 
 from open_mythos.nn.blockwise import attend_blockwise
@@ -56,18 +58,28 @@ def attend_naively(q: Queries, k: Keys, v: Values, sight: Sight, scale: float | 
 
 
 def _plain_products(q: Queries, k: Keys, v: Values, mask: Mask | None, scale: float) -> Mixed:
-    shared = q.unflatten(1, (k.shape[1], -1))  # B G H/G T K
-    scores = (shared * scale).flatten(2, 3) @ k.mT  # B G H/G*T S
-    scores = scores.unflatten(2, shared.shape[2:4])
+    batch, groups, asked = len(q), k.shape[1], q.shape[2]
+    rows = q.reshape(batch * groups, -1, q.shape[-1])  # the queries of a group's heads below each other
+    scores = _scores(rows, k.flatten(0, 1), scale)  # BG H/G*T S
     if mask is not None:
-        scores = scores.masked_fill(~mask[:, :, None], -torch.inf)
+        by_head = scores.view(batch, groups, -1, asked, k.shape[2])
+        scores = by_head.masked_fill(~mask[:, :, None], -torch.inf).flatten(0, 1).flatten(1, 2)
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    return (weights.flatten(2, 3) @ v).unflatten(2, shared.shape[2:4]).flatten(1, 2)
+    return torch.bmm(weights, v.flatten(0, 1)).view(batch, -1, asked, v.shape[-1])
+
+
+def _scores(
+    rows: Float[Tensor, "BG M K"], keys: Float[Tensor, "BG S K"], scale: float
+) -> Float[Tensor, "BG M S"]:
+    if rows.device.type == "cpu" and rows.dtype != torch.float32:
+        # The other way round the library would first copy the keys of the whole context.
+        return torch.bmm(keys, (rows * scale).mT).mT
+    return torch.bmm(rows * scale, keys.mT)
 
 
 def _blocks_are_faster(q: Queries) -> bool:
     return q.device.type == "cpu" and q.shape[2] <= SHORT and not torch.compiler.is_compiling()
 
 
-def _widen(x: torch.Tensor, width: int) -> torch.Tensor:
+def _widen(x: Tensor, width: int) -> Tensor:
     return x if x.shape[-1] == width else F.pad(x, (0, width - x.shape[-1]))

@@ -216,9 +216,10 @@ class LatentAttention(nn.Module):
         up = ctx.cast(self.kv_up.weight, q.dtype).view(c.heads, -1, c.kv_rank)
         to_key, to_value = up.split([c.nope_dim, c.value_dim], dim=1)  # H nope R, H value R
         q_nope, q_rope = q.split([c.nope_dim, c.rope_dim], dim=-1)
-        query = torch.cat([q_nope @ to_key, q_rope], dim=-1)  # B H T W
+        query = torch.cat([_per_head(q_nope, to_key), q_rope], dim=-1)  # B H T W
         keys = held[:, None]
-        return attend(query, keys, keys[..., : c.kv_rank], ctx.sight(), self.scale) @ to_value.mT
+        mixed = attend(query, keys, keys[..., : c.kv_rank], ctx.sight(), self.scale)
+        return _per_head(mixed, to_value.mT)
 
     def _project(self, x: Hidden, ctx: Context) -> tuple[Queries, Latents]:
         c = self.config
@@ -235,6 +236,12 @@ class LatentAttention(nn.Module):
         absorbed = asked * held * (2 * c.kv_rank + c.rope_dim) + asked * c.kv_rank * head
         rebuilt = asked * held * (head + c.rope_dim) + held * c.kv_rank * head
         return absorbed <= rebuilt
+
+
+def _per_head(x: Float[Tensor, "B H T I"], maps: Float[Tensor, "H I O"]) -> Float[Tensor, "B H T O"]:
+    """Each head through its own matrix; a plain product would copy the matrices for every sequence."""
+    rows = x.transpose(0, 1).flatten(1, 2) @ maps  # H B*T O
+    return rows.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 
 Mixer = GQA | MLA

@@ -55,8 +55,11 @@ def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vecto
     if x.is_cuda:
         weight = None if weight is None else weight.float()
         return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
-    if torch.is_grad_enabled() and weight is not None and not torch.compiler.is_compiling():
-        return _RMSNorm.apply(x, weight, eps)
+    if weight is not None and not torch.compiler.is_compiling():
+        if torch.is_grad_enabled():
+            return _RMSNorm.apply(x, weight, eps)
+        if x.dtype == weight.dtype == torch.float32:
+            return F.rms_norm(x, weight.shape, weight, eps)
     return plain_rms_norm(x, weight, eps)
 
 

@@ -20,7 +20,7 @@ import math
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from open_mythos.config import Config
@@ -91,7 +91,33 @@ def rotate(
     sin: Float[Tensor, "#B 1 T half"],
     pairs: Literal["adjacent", "halves"],
 ) -> Float[Tensor, "B H T K"]:
+    if pairs == "adjacent" and _suits_complex(x):
+        return torch.view_as_real(_as_complex(x) * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+    return rotate_plainly(x, cos, sin, pairs)
+
+
+def rotate_plainly(
+    x: Float[Tensor, "B H T K"],
+    cos: Float[Tensor, "#B 1 T half"],
+    sin: Float[Tensor, "#B 1 T half"],
+    pairs: Literal["adjacent", "halves"],
+) -> Float[Tensor, "B H T K"]:
+    """The equation. The oracle of the complex product, which on a CPU is five times as fast."""
     a, b = x.unflatten(-1, (-1, 2)).unbind(-1) if pairs == "adjacent" else x.chunk(2, dim=-1)
     turned = a * cos - b * sin, a * sin + b * cos
     joined = torch.stack(turned, dim=-1).flatten(-2) if pairs == "adjacent" else torch.cat(turned, dim=-1)
     return joined.to(x.dtype)
+
+
+def _suits_complex(x: Tensor) -> bool:
+    """Whether pairs can be read as complex numbers of float32 where they lie. (A compiler does better.)"""
+    if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
+        return False
+    if x.dtype == torch.float32:
+        return x.stride(-1) == 1 and not any(s % 2 for s in (*x.stride()[:-1], x.storage_offset()))
+    return x.dtype in (torch.bfloat16, torch.float16)
+
+
+def _as_complex(x: Float[Tensor, "B H T K"]) -> Complex[Tensor, "B H T half"]:
+    x = x if x.dtype == torch.float32 else x.to(torch.float32, memory_format=torch.contiguous_format)
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from open_mythos.nn.context import Context
-from open_mythos.nn.rope import Interpolated, Llama3, Rope
+from open_mythos.nn.rope import Interpolated, Llama3, Rope, rotate, rotate_plainly
 from tests.zoo import close
 
 WIDTH = 16
@@ -34,6 +34,20 @@ def test_is_a_complex_product(pairs: str, start: int, base: float) -> None:
     rates = base ** (-torch.arange(0, WIDTH, 2, dtype=torch.float64) / WIDTH)
     given = Rope(base=base, pairs=pairs)(x, context(positions))
     close(given.double(), exactly(x, positions, rates, pairs), 1e-6)
+
+
+@pytest.mark.parametrize("pairs", ["adjacent", "halves"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
+@pytest.mark.parametrize("skipped", [0, 6, 7])
+def test_rotating_is_its_slow_twin(pairs: str, dtype: torch.dtype, tolerance: float, skipped: int) -> None:
+    """Values and gradients, wherever the pairs lie."""
+    x = torch.randn(2, 5, 3, skipped + 8, dtype=dtype, requires_grad=True)
+    angle, towards = torch.randn(1, 1, 5, 4), torch.randn(2, 3, 5, 8, dtype=dtype)
+    part = x.transpose(1, 2)[..., skipped:]
+    turned = [turn(part, angle.cos(), angle.sin(), pairs) for turn in (rotate, rotate_plainly)]
+    assert turned[0].dtype == dtype
+    close(*(y.float() for y in turned), tolerance)
+    close(*(torch.autograd.grad(y, x, towards)[0].float() for y in turned), tolerance)
 
 
 def test_rows_in_step_share_their_turns() -> None:
