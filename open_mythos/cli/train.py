@@ -85,10 +85,12 @@ def launch(recipe: Recipe, folder: Path, options: Options) -> None:
     import torch
 
     from open_mythos.cli.named import device_named
+    from open_mythos.train.allocator import keep_freed_memory
     from open_mythos.train.parallel import join, own_device
     from open_mythos.train.track import require
 
     require(options.track)
+    keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = own_device(device_named(options.device))

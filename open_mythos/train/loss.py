@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from open_mythos.shapes import Features, PerToken, Tokens
 
 IGNORED = -100  # a target that is not to be predicted
-CHUNK_BYTES = 2**26  # of fp32 logits at a time
+CHUNK_BYTES = 2**25  # of fp32 logits at a time
 
 Scalar = Float[Tensor, ""]
 
