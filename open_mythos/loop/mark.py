@@ -9,9 +9,10 @@ The layers are shared, so without a mark every step computes the same function.
                     Universal Transformer (T2T); Chen 2026 (arXiv 2603.21676)
     PositionStep    h + sinusoid(position) + table[n] or sinusoid(n)    Universal Transformer, every step
 
-Past its last row a table goes on with that row. `relative` scales the sinusoid by the token's own
-rms, so that the signal is a share of the stream and not a flood: at amplitude one it is 93-96 % of the energy
-that enters the block of a freshly made dim-256 OpenMythos.
+Past its last row a table goes on with that row, and a sinusoid of `steps` with its last step: from there on
+the loop is one and the same map, which can settle. `relative` scales the sinusoid by the token's own rms, so
+that the signal is a share of the stream and not a flood: at amplitude one it is 93-96 % of the energy that
+enters the block of a freshly made dim-256 OpenMythos.
 """
 
 from typing import final
@@ -35,6 +36,7 @@ class StepSinusoid(Config):
     base: float = 10_000.0
     amplitude: float = 1.0
     relative: bool = False
+    steps: int | None = None  # as many are told apart; later ones bear the mark of the last
 
     def build(self, dim: int) -> "SinusoidMark":
         return SinusoidMark(self, dim)
@@ -69,8 +71,12 @@ class SinusoidMark(nn.Module):
         self.channels = dim // 8 if config.channels is None else config.channels
         if not 0 <= self.channels <= dim:
             raise ValueError(f"the loop index marks {self.channels} channels, but there are {dim}")
+        if config.steps is not None and config.steps < 1:
+            raise ValueError(f"the loop index tells at least 1 step apart, got steps={config.steps}")
 
     def forward(self, h: Hidden, step: Steps, ctx: Context) -> Hidden:
+        if self.config.steps is not None:
+            step = step.clamp_max(self.config.steps - 1)
         signal = step_sinusoid(step, self.channels, h.shape[-1], self.config.base)  # B D
         signal = self.config.amplitude * signal[:, None]
         if self.config.relative:

@@ -59,6 +59,13 @@ def test_step_sinusoid(channels: int) -> None:
     assert mark.StepSinusoid().build(64).channels == 8
 
 
+def test_a_sinusoid_may_end() -> None:
+    ends, on = (mark.StepSinusoid(steps=steps).build(DIM) for steps in (2, None))
+    late = STEP + 5
+    close(ends(H, late, CTX), on(H, torch.ones_like(late), CTX))
+    assert not torch.allclose(ends(H, late, CTX), on(H, late, CTX))
+
+
 def test_more_channels_than_there_are() -> None:
     with pytest.raises(ValueError, match="marks 13 channels, but there are 12"):
         mark.StepSinusoid(channels=13).build(DIM)
