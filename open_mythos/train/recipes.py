@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from open_mythos.data.corpus import CorpusConfig
 from open_mythos.data.tokenizer import BPE
-from open_mythos.loop import adapt, inject, mark, schedule, update
+from open_mythos.loop import adapt, inject, mark, schedule, start, update
 from open_mythos.loop.core import Loop
 from open_mythos.model import Model
 from open_mythos.nn.attention import MLA
@@ -26,11 +26,14 @@ from open_mythos.train.recipe import Recipe
 def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | None = None) -> Model:
     """The whole architecture at a small width, set up so that more loops than trained do no harm.
 
-    Against the original: depth is drawn per sequence, the answer is the last state (no ACT average, which
-    ties a model to its trained depth), the loop's input is normalised, the loop index is a share of the
-    stream, the maps into the stream begin at zero and the depth LoRA's scales at one.
+    Against the original: depth is drawn at random, the loop begins with noise and its answer is the last
+    state (no ACT average, which ties a model to its trained depth), its input is normalised, the loop index
+    is a share of the stream, the maps into the stream begin at zero and the depth LoRA's scales at one.
+    Steps past the mean are not told apart, so that from there on the loop is one map and can settle.
     """
-    mixer = MLA(heads=heads, q_rank=3 * dim // 8, kv_rank=dim // 4, rope_dim=16, nope_dim=32, value_dim=32)
+    mixer = MLA(
+        heads=heads, q_rank=3 * dim // 8, kv_rank=dim // 4, rope_dim=16, nope_dim=32, value_dim=dim // heads
+    )
     dense = PreNorm(mixer=mixer, ffn=SwiGLU(width=2 * dim))
     moe = MoE(experts=8, chosen=2, width=dim // 2, shared=1, speed=1e-2)
     return Model(
@@ -40,13 +43,16 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | 
         enter=RMSNorm(),
         loop=Loop(
             layers=(PreNorm(mixer=mixer, ffn=moe),),
-            mark=mark.StepSinusoid(relative=True, amplitude=0.3),
+            start=start.Noise(),
+            mark=mark.StepSinusoid(relative=True, amplitude=0.3, steps=round(mean)),
             inject=inject.NormedAdd(),
-            adapt=adapt.DepthLoRA(rank=8, steps=2 * round(mean)),
+            adapt=adapt.DepthLoRA(rank=8, steps=round(mean)),
             update=update.LTI(),
-            schedule=schedule.Poisson(mean=mean, grad=grad, per="sequence", most=2 * round(mean)),
+            # Drawn per batch: rows of many depths leave a small machine with products too small to share out.
+            schedule=schedule.Poisson(mean=mean, grad=grad, per="batch", most=2 * round(mean)),
         ),
         coda=(dense,),
+        tied=False,
         init=Normal(out=0.0),
     )
 
@@ -67,8 +73,8 @@ def for_model(model: Model) -> Recipe:
 
 
 def demo() -> Recipe:
-    return for_model(small_mythos(dim=256, heads=8, vocab=2048, grad=2)).replace(
-        length=128, steps=None, seconds=285.0, eval_every=50, sample_every=50, save_every=50
+    return for_model(small_mythos(dim=256, heads=4, vocab=4096, grad=2)).replace(
+        batch=32, length=128, steps=None, seconds=285.0, eval_every=100, sample_every=100, save_every=100
     )
 
 
