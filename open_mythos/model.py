@@ -123,14 +123,16 @@ class LoopedLM(nn.Module):
 
     def decode(self, state: State, ctx: Context) -> Features:
         """What the answers mean: the features that the head reads."""
-        x = state.answer
-        if isinstance(self.config.leave, FinalNorm) and self.norm is not None:
-            x = self.norm(x)
+        x = self.between(state.answer)
         if self.readout is not None:
             x = self.readout(x)
         for i, block in enumerate(self.coda):
             x = block(x, ctx.at("coda", i))
         return x if self.norm is None else self.norm(x)
+
+    def between(self, h: Hidden) -> Hidden:
+        """The state as the coda's norm leaves it, where the model's last norm follows the loop as well."""
+        return self.norm(h) if isinstance(self.config.leave, FinalNorm) and self.norm is not None else h
 
     def features(  # noqa: PLR0913 (all of them by name)
         self,

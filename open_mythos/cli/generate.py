@@ -43,6 +43,9 @@ class Options:
     cache: str | None = None
     """How much of the depth to remember: PerLoop, LastExited, Shared, Ring:slots=4, ..."""
 
+    warm: bool = False
+    """Start each new token's thinking where that of the token before it ended."""
+
     temperature: float = 0.7
     """0 always takes the likeliest token."""
 
@@ -124,6 +127,7 @@ def _stream(options: Options, model: LoopedLM, tokenizer: Tokenizer, prompt: lis
         [prompt] * options.samples,
         max_new_tokens=options.tokens,
         loops=options.loops,
+        warm=options.warm,
         sampling=sampling,
         eos=tokenizer.eos,
         stop=[tokenizer.encode(text) for text in options.stop],

@@ -25,7 +25,7 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
 from open_mythos.nn.cache import KVCache, LastExited, PerLoop, Policy
 from open_mythos.nn.context import Context
-from open_mythos.shapes import Tokens
+from open_mythos.shapes import Hidden, Tokens
 
 AT_ONCE = 8  # tokens made on an accelerator between two looks at them
 Finish = Literal["eos", "stop", "length"]
@@ -84,6 +84,7 @@ def stream(  # noqa: PLR0913 (all of them by name)
     eos: int | Iterable[int] | None = None,
     stop: Sequence[Sequence[int]] = (),
     policy: Policy | None = None,
+    warm: bool = False,
     at_once: int = 1,
 ) -> Iterator[Emitted]:
     """Tokens as they come, row by row.
@@ -92,21 +93,25 @@ def stream(  # noqa: PLR0913 (all of them by name)
     padding, on either side. `loops` is the depth, for all or per row, by default the mean of training; `exit`
     ends each token's thinking earlier. `eos` ends a row, as does any of the `stop` sequences. The cache keeps
     every step (`PerLoop`), or under an exit rule the last one that a token took (`LastExited`), unless
-    `policy` says otherwise. `at_once` tokens are made before the host looks whether a row has ended; those
-    beyond an end are dropped.
+    `policy` says otherwise. With `warm`, a new token's thinking starts where that of the token before it
+    ended, and not at the model's own start (after Huginn's norm, as in its plain loop). `at_once` tokens are
+    made before the host looks whether a row has ended; those beyond an end are dropped.
 
     Raises `ValueError` before any work for an empty prompt, tokens outside the vocabulary, prompts that do
-    not fit the context with their continuation, and depths below one.
+    not fit the context with their continuation, depths below one, and a warm start without a loop.
     """
     rows = _as_lists(prompts, mask)
     depths = _depths(model, loops, len(rows))
     _check(model, rows, max_new_tokens, exit)
+    if warm and model.loop is None:
+        raise ValueError("a warm start is one of the loop, but the model has no loop; leave warm out")
     if at_once < 1 or not all(stop):
         raise ValueError("a stop sequence needs at least one token, and at_once is at least one")
     if policy is None:
-        policy = PerLoop() if exit is None else LastExited()
+        nobody_leaves = exit is None and not (model.loop is not None and model.loop.lent)
+        policy = PerLoop() if nobody_leaves else LastExited()
     ends = _Ends(frozenset([eos] if isinstance(eos, int) else eos or ()), [list(s) for s in stop])
-    flight = _Flight(model, rows, depths, max_new_tokens, sampling or Sampling(), exit, policy)
+    flight = _Flight(model, rows, depths, max_new_tokens, sampling or Sampling(), exit, policy, warm)
     return _emit(flight, ends, max_new_tokens, at_once)
 
 
@@ -167,14 +172,16 @@ class _Flight:
         sampling: Sampling,
         exit: Exit | None,  # noqa: A002
         policy: Policy,
+        warm: bool,
     ) -> None:
         self.model, self.prompts, self.depths = model, prompts, depths
-        self.sampling, self.exit = sampling, exit
+        self.sampling, self.exit, self.warm = sampling, exit, warm
         self.owners = list(range(len(prompts)))
         self.device = model.embed.weight.device
         self.cache = KVCache(len(prompts), max(map(len, prompts)) + budget, policy)
         self.lengths = [len(prompt) for prompt in prompts]  # tokens that the cache holds once they are read
         self.count = 0  # tokens drawn so far per row
+        self.ended: Hidden | None = None  # where the token before ended, if the next is to start there: B 1 D
         self.newest = torch.tensor([prompt[-1] for prompt in prompts], device=self.device)
         self.luck = self._luck(budget)
         self.seen = self._seen()
@@ -186,6 +193,7 @@ class _Flight:
         if kept_back:
             if any(parts):
                 self._read(parts, exit=None)
+            self.ended = None  # the prompt's last token is one of the prompt
             return self.advance(fresh=False).cpu()
         logits, steps = self._read(parts, exit=None)
         return self._draw(logits, steps).cpu()
@@ -210,6 +218,7 @@ class _Flight:
         pick = torch.tensor(rows, device=self.device)
         self.cache.keep(pick)
         self.newest = self.newest[pick]
+        self.ended = None if self.ended is None else self.ended[pick]
         self.luck = None if self.luck is None else self.luck[pick]
         self.seen = None if self.seen is None else self.seen[pick]
         self.depths = None if self.depths is None else [self.depths[i] for i in rows]
@@ -237,13 +246,14 @@ class _Flight:
         exit: Exit | None,  # noqa: A002
     ) -> tuple[NextLogits, Int[Tensor, "B"]]:
         """The four verbs; logits and steps taken at column `last` of every row."""
-        model = self.model
-        state = model.encode(tokens, ctx)
+        model, rows = self.model, torch.arange(len(tokens), device=self.device)
+        state = model.encode(tokens, ctx, start=self.ended)
         if model.loop is not None and self.depths is not None:
             judge = None if exit is None else (exit, model.read)
             state = model.loop(state, ctx, Plan(tuple(self.depths)), judge=judge)
+        if self.warm:
+            self.ended = model.between(state.answer)[rows, last][:, None]
         features = model.decode(state, ctx)
-        rows = torch.arange(len(tokens), device=self.device)
         return model.head(features[rows, last]), state.taken[rows, last]
 
     def _draw(self, logits: NextLogits, steps: Int[Tensor, "B"]) -> Int[Tensor, "1 B 2"]:

@@ -6,7 +6,9 @@ import torch
 from open_mythos.infer.generate import Emitted, generate, stream
 from open_mythos.infer.sample import Sampling
 from open_mythos.loop.exit import Confidence, ReadoutChange, StateChange, Steps
+from open_mythos.loop.schedule import Plan
 from open_mythos.nn.cache import LastExited, PerLoop, Ring, Shared
+from open_mythos.nn.context import Context
 from tests import tiny
 from tests.lively import lively, work_of
 
@@ -38,6 +40,41 @@ def test_greedy_generation_is_the_repeated_forward(name, loops):
         depth = loops[row] if isinstance(loops, list) else loops
         assert completion.tokens == repeated_forward(model, prompt, 4, depth)
         assert completion.finish == "length"
+
+
+@torch.no_grad()
+def warmly_repeated_forward(model, prompt, count, loops):
+    """The whole sequence again, every token from where it began when it was new."""
+    tokens = torch.tensor([prompt])
+    starts = model.encode(tokens, Context.counting(tokens)).h
+    for _ in range(count):
+        ctx = Context.counting(tokens)
+        state = model.loop(model.encode(tokens, ctx, start=starts), ctx, Plan(loops))
+        best = model.read(state, ctx)[:, -1:].argmax(-1)
+        tokens = torch.cat([tokens, best], 1)
+        starts = torch.cat([starts, model.between(state.answer[:, -1:])], 1)
+    return tokens[0, len(prompt) :].tolist()
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_a_warm_start_is_where_the_token_before_ended(name):
+    model = lively(MODELS[name])
+    warm = generate(model, PROMPTS, max_new_tokens=4, loops=[2, 3, 5], warm=True)
+    for prompt, loops, completion in zip(PROMPTS, [2, 3, 5], warm, strict=True):
+        assert completion.tokens == warmly_repeated_forward(model, prompt, 4, loops)
+    # The prompt is read as ever, under an exit rule too.
+    rule = {"loops": 5, "exit": Steps(steps=5), "policy": PerLoop(), "warm": True}
+    assert generate(model, PROMPTS[2:], max_new_tokens=4, **rule)[0].tokens == warm[2].tokens
+
+
+def test_a_warm_start_shows_and_goes_with_its_row():
+    model = lively(MODELS["huginn"])
+    options = {"max_new_tokens": 12, "loops": 1, "warm": True}
+    warm = generate(model, PROMPTS, **options)
+    assert warm != generate(model, PROMPTS, **options | {"warm": False})
+    first = warm[0].tokens[2]  # ends a row, and the others go on
+    for row, completion in enumerate(generate(model, PROMPTS, eos=first, **options)):
+        assert completion.tokens == warm[row].tokens[: len(completion.tokens)]
 
 
 class OnlyFrom:
@@ -220,6 +257,8 @@ def test_a_model_without_a_loop_says_so():
         generate(model, PROMPTS, max_new_tokens=2, loops=3)
     with pytest.raises(ValueError, match="no loop"):
         generate(model, PROMPTS, max_new_tokens=2, exit=Steps(steps=1))
+    with pytest.raises(ValueError, match="leave warm out"):
+        generate(model, PROMPTS, max_new_tokens=2, warm=True)
     assert generate(model, PROMPTS, max_new_tokens=2)[0].steps == [0, 0]
 
 
