@@ -51,7 +51,7 @@ class Task(NamedTuple):
 
     def recipe(self) -> Recipe:
         """Ours; of the original it is the size, the text and the batches."""
-        heads, grad = max(1, self.dim // 32), max(1, self.loops // 2)
+        heads, grad = max(1, self.dim // 64), max(1, self.loops // 2)
         model = small_mythos(self.dim, heads, self.vocab, mean=self.loops, grad=grad)
         return for_model(model).replace(
             data=Prepared(folder=self.text),

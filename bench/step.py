@@ -125,7 +125,7 @@ class Bench:
 
 
 def _recipe(options: Options, schedule: Schedule, batch: int) -> Recipe:
-    model = small_mythos(options.dim, max(1, options.dim // 32), options.vocab)
+    model = small_mythos(options.dim, max(1, options.dim // 64), options.vocab)
     assert model.loop is not None
     model = model.replace(loop=model.loop.replace(schedule=schedule))
     return for_model(model).replace(length=options.length, batch=batch, steps=1_000_000)

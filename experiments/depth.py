@@ -172,13 +172,15 @@ def _affordable(seconds: float, settings: dict[str, Any], options: Options) -> i
 
 def _announce(todo: Sequence[Job], settings: dict[str, Any], options: Options) -> None:
     """How long it will take, from a few updates of each way."""
-    from open_mythos.analysis.compute import parameters
+    from open_mythos.analysis.compute import flops, parameters
 
     seconds = {}
     for arm in dict.fromkeys(job.arm for job in todo):
         seconds[arm] = settings["tokens"] / _pace(settings, arm, options.out)
-        size = parameters(_recipe(settings, Job(arm, 0), options.out).model).total
-        print(f"  {TITLES[arm]:32} {size:>11,} parameters, {_clock(seconds[arm])} per run", flush=True)
+        model = _recipe(settings, Job(arm, 0), options.out).model
+        size, work = parameters(model).total, flops(model).token(options.mean, options.length // 2)
+        each = f"{size:>11,} parameters, {work / 1e6:5.1f} MFLOP per token at {options.mean} loops"
+        print(f"  {TITLES[arm]:32} {each}, {_clock(seconds[arm])} per run", flush=True)
     total = sum(seconds[job.arm] for job in todo) / min(options.processes, len(todo))
     print(f"about {_clock(1.15 * total)} in all; Ctrl-C loses only what is running", flush=True)
 
@@ -253,7 +255,7 @@ def _recipe(settings: dict[str, Any], job: Job, folder: Path) -> Any:
     from open_mythos.train.recipes import for_model, small_mythos
 
     dim, loops, update = settings["dim"], settings["mean"], settings["batch"] * settings["length"]
-    model = small_mythos(dim, max(1, dim // 32), settings["vocab"], mean=loops, grad=max(1, loops // 2))
+    model = small_mythos(dim, max(1, dim // 64), settings["vocab"], mean=loops, grad=max(1, loops // 2))
     recipe = for_model(model).replace(
         data=Prepared(folder=str(_text(folder, settings["vocab"]))),
         length=settings["length"],
