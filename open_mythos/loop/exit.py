@@ -13,9 +13,10 @@ what would be read out run the coda and the head at every check.
     SameToken        the likeliest token stayed the same for so long    Huginn's code
     Confidence       entropy of the readout below a threshold           Popescu et al. 2026 (arXiv 2607.20519)
 
-`least` steps are always taken, and the rule is asked every `every` steps. Where a rule offers `together`, all
-tokens of a row may be made to leave at once: when its last one has had enough or, for rules on the state,
-when they have on average. Huginn's code reads a prompt so.
+`measure` says the quantity, `enough` whether it will do. `least` steps are always taken, and the rule is
+asked every `every` steps. Where a rule offers `together`, all tokens of a row may be made to leave at once:
+when its last one has had enough or, for rules on the state, when they have on average. Huginn's code reads a
+prompt so.
 """
 
 from collections.abc import Callable, Sequence
@@ -49,10 +50,15 @@ class StateChange(Config):
     every: int = 1
     together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+    def measure(
+        self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
+    ) -> PerToken:
         moved = torch.linalg.vector_norm(after.h - before.h, dim=-1, dtype=torch.float32)
         change = moved / torch.linalg.vector_norm(after.h, dim=-1, dtype=torch.float32)
-        return _on_average(change, self.together) < self.threshold
+        return _on_average(change, self.together)
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return self.measure(before, after, readout, notes) < self.threshold
 
 
 class StateTurn(Config):
@@ -63,9 +69,14 @@ class StateTurn(Config):
     every: int = 1
     together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+    def measure(
+        self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
+    ) -> PerToken:
         turn = 1 - F.cosine_similarity(after.h.float(), before.h.float(), dim=-1)
-        return _on_average(turn, self.together) < self.threshold
+        return _on_average(turn, self.together)
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return self.measure(before, after, readout, notes) < self.threshold
 
 
 class ReadoutChange(Config):
@@ -75,12 +86,16 @@ class ReadoutChange(Config):
     every: int = 1
     together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+    def measure(
+        self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
+    ) -> PerToken:
+        """The divergence; infinite where the readout is not sure enough."""
         old, new = _successive(before, after, readout, notes if self.every == 1 else None)
-        settled = _divergence(old, new) < self.threshold
-        if self.entropy is not None:
-            settled = settled & (_entropy(new) < self.entropy)
-        return _as_the_last(settled, self.together)
+        moved = _divergence(old, new)
+        return moved if self.entropy is None else moved.masked_fill(_entropy(new) >= self.entropy, torch.inf)
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return _as_the_last(self.measure(before, after, readout, notes) < self.threshold, self.together)
 
 
 class PeakChange(Config):
@@ -92,10 +107,14 @@ class PeakChange(Config):
     every: int = 1
     together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+    def measure(
+        self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
+    ) -> PerToken:
         old, new = _successive(before, after, readout, notes if self.every == 1 else None)
-        settled = _divergence(self._peaks(old), self._peaks(new)) < self.threshold
-        return _as_the_last(settled, self.together)
+        return _divergence(self._peaks(old), self._peaks(new))
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return _as_the_last(self.measure(before, after, readout, notes) < self.threshold, self.together)
 
     def _peaks(self, logs: Logits) -> Logits:
         p = logs.exp()
@@ -109,9 +128,14 @@ class EntropyChange(Config):
     every: int = 1
     together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+    def measure(
+        self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
+    ) -> PerToken:
         old, new = _successive(before, after, readout, notes if self.every == 1 else None)
-        return _as_the_last((_entropy(new) - _entropy(old)).abs() < self.threshold, self.together)
+        return (_entropy(new) - _entropy(old)).abs()
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return _as_the_last(self.measure(before, after, readout, notes) < self.threshold, self.together)
 
 
 class SameToken(Config):
@@ -122,7 +146,9 @@ class SameToken(Config):
     every: int = 1
     together: bool = False
 
-    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+    def measure(
+        self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
+    ) -> PerToken:
         if notes is None:
             raise ValueError("SameToken counts over several steps, so whoever asks it must hand it notes")
         top = readout(after).argmax(-1)
@@ -132,7 +158,10 @@ class SameToken(Config):
         count = torch.where(top == last, count + 1, 0)
         notes.write("top", top)
         notes.write("count", count)
-        return _as_the_last(count >= self.times, self.together)
+        return count.float()
+
+    def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
+        return _as_the_last(self.measure(before, after, readout, notes) >= self.times, self.together)
 
 
 class Confidence(Config):

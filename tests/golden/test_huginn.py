@@ -138,11 +138,11 @@ def test_tokens_of_different_depths(set_: Golden, policy: str) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_adaptive_exits(set_: Golden, rule: str) -> None:
+def test_adaptive_exits(set_: Golden, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     want = set_.data[f"adaptive.{rule}.tokens"].tolist()
     steps = set_.data[f"adaptive.{rule}.steps"].tolist()
     cache, taken = KVCache(1, len(want), LastExited()), []
-    tokens = set_.data["input_ids"][:1]
+    tokens, measured = set_.data["input_ids"][:1], measurements(RULES[rule], monkeypatch)
     while tokens.shape[1] < len(want):
         fresh = tokens[:, -1:] if taken else tokens
         held = tokens.shape[1] - fresh.shape[1]
@@ -151,6 +151,26 @@ def test_adaptive_exits(set_: Golden, rule: str) -> None:
         tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
     assert taken == steps
     assert tokens[0].tolist() == want
+    if rule != "none":  # which measures nothing
+        told = set_.meta["adaptive"][rule.replace("_", "-")]["exit_values"]
+        asked = [value for values in told for value in values[RULES[rule].least - 1 :]]
+        assert measured == pytest.approx(asked, abs=1e-5)
+
+
+def measurements(rule: Exit, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the rule measures from now on, of the last token."""
+    found: list[float] = []
+    if isinstance(rule, Steps):
+        return found
+    measure = type(rule).measure
+
+    def measured(self: Exit, *given: object) -> Tensor:
+        value = measure(self, *given)
+        found.append(float(value[0, -1]))
+        return value
+
+    monkeypatch.setattr(type(rule), "measure", measured)
+    return found
 
 
 @pytest.mark.parametrize(
