@@ -4,6 +4,7 @@
       model.safetensors      tensors named "model/..." (plain names inside: any tool can read it)
       optimizer.safetensors  tensors named "optimizer/...", and so on
       tensors.safetensors    tensors whose name has no slash
+      shards/                what was spread over ranks, a file for each of them (pieces.py)
       meta.json              everything that is not a tensor
       manifest.json          size and SHA-256 of each file, and which names share one tensor
 
@@ -17,7 +18,7 @@ import os
 import re
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,53 +27,75 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from open_mythos.train import pieces
+
 FORMAT = "open_mythos checkpoint 1"
 MANIFEST, META, LOOSE = "manifest.json", "meta.json", "tensors"
+Beside = Callable[[Path], dict[str, dict[str, Any]]]
 STEP = re.compile(r"step-(\d+)")
 
 
 def save(
-    folder: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any], *, score: float | None = None
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    *,
+    score: float | None = None,
+    beside: Beside = lambda draft: {},
+    aliases: Mapping[str, str] | None = None,
 ) -> None:
     """Write a checkpoint to `folder`, replacing one that is there.
 
     Tensors that are one and the same are stored once. `score` goes into the manifest. Raises `OSError`
     if it cannot be written, e.g. for a full disk, and `ValueError` for a part name that is no file
     name or meta that is no JSON; then nothing is left behind and what was there before still is.
+
+    `beside` writes more files into the draft and returns their fingerprints; `aliases` are of what they hold.
     """
-    kept, aliases = without_repeats(tensors)
+    kept, repeated = without_repeats(tensors)
     parts: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in kept.items():
         part, inner = _split(name)
         parts[part][inner] = tensor.detach().cpu().contiguous()
     with _replacing(folder) as draft:
+        files = beside(draft)
         for part, content in parts.items():
             _write_tensors(draft / f"{part}.safetensors", content)
         _write_json(draft / META, meta)
-        files = {path.name: _fingerprint(path) for path in sorted(draft.iterdir())}
-        _write_json(draft / MANIFEST, {"format": FORMAT, "score": score, "aliases": aliases, "files": files})
+        files |= {path.name: fingerprint(path) for path in sorted(draft.iterdir()) if path.is_file()}
+        names = repeated | dict(aliases or {})
+        _write_json(draft / MANIFEST, {"format": FORMAT, "score": score, "aliases": names, "files": files})
 
 
 def load(
-    folder: Path, *, only: str | None = None, verify: bool = True
+    folder: Path,
+    *,
+    only: str | None = None,
+    verify: bool = True,
+    empty: pieces.Empty | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors (on the CPU) and meta of a checkpoint; `only="model"` reads that part alone.
 
     Names that shared a tensor share it again. Raises `ValueError` saying what is wrong with a folder
     that is not a checkpoint, or is incomplete, cut short or altered. `verify=False` skips the hashes,
-    not the sizes.
+    not the sizes; `share=(rank, ranks)` leaves the other ranks' share of them to those. What was saved in
+    shards is put together, or read into what `empty` makes.
     """
     manifest = read_manifest(folder)
-    wanted = [name for name in manifest["files"] if only is None or name in (META, f"{only}.safetensors")]
+    files = manifest["files"]
+    sharded = [name for name in files if name.startswith(pieces.FOLDER)]
+    wanted = [name for name in files if only is None or name in (META, f"{only}.safetensors", *sharded)]
+    rank, ranks = share
+    for number, name in enumerate(wanted):
+        _check(folder / name, files[name], verify and number % ranks == rank)
+    tensors = pieces.read(folder, only, empty) if sharded else {}
     for name in wanted:
-        _check(folder / name, manifest["files"][name], verify)
-    tensors: dict[str, Tensor] = {}
-    for name in wanted:
-        if name != META:
+        if name != META and name not in sharded:
             part = name.removesuffix(".safetensors")
             tensors |= {_join(part, inner): tensor for inner, tensor in _read_tensors(folder / name).items()}
     if only is not None and not tensors:
-        raise ValueError(f"{folder} has no part {only!r}; it has {', '.join(manifest['files'])}")
+        raise ValueError(f"{folder} has no part {only!r}; it has {', '.join(files)}")
     shared = {alias: tensors[name] for alias, name in manifest["aliases"].items() if name in tensors}
     return tensors | shared, _read_json(folder / META)
 
@@ -124,6 +147,16 @@ def looks_whole(folder: Path) -> bool:
     return True
 
 
+def draft_of(folder: Path) -> Path:
+    """Where a checkpoint is written before it is renamed to `folder`."""
+    return _beside(folder, "draft")
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
 def remove(folder: Path) -> None:
     """Delete a checkpoint such that no half of it is ever seen."""
     draft = _beside(folder, "draft")
@@ -166,10 +199,10 @@ def without_repeats(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], d
 def _replacing(folder: Path) -> Iterator[Path]:
     """A draft folder that becomes `folder` at the end, or disappears with the error that stopped it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    draft, replaced = _beside(folder, "draft"), _beside(folder, "replaced")
+    draft, replaced = draft_of(folder), _beside(folder, "replaced")
     try:
         shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir()
+        draft.mkdir(exist_ok=True)
         yield draft
         _sync(draft)
         if folder.exists():
@@ -223,11 +256,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
 def _check(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
     if not path.is_file():
         raise ValueError(f"the checkpoint {path.parent} lacks its file {path.name}")
@@ -235,7 +263,7 @@ def _check(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
         raise ValueError(
             f"{path} has {size} bytes, it was written with {expected['bytes']}: it is cut short or altered"
         )
-    if verify and _fingerprint(path)["sha256"] != expected["sha256"]:
+    if verify and fingerprint(path)["sha256"] != expected["sha256"]:
         raise ValueError(
             f"{path} does not match its SHA-256 in {MANIFEST}: it was altered or the disk is failing"
         )

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import torch
 
 from open_mythos.data.corpus import Corpus
-from open_mythos.train.checkpoint import require_same, step_folder, steps_in
-from open_mythos.train.keeper import Keeper, read_state
+from open_mythos.train.checkpoint import require_same, steps_in
+from open_mythos.train.keeper import Keeper
 from open_mythos.train.load import begin_with
 from open_mythos.train.metrics import MetricsLog
-from open_mythos.train.parallel import ALONE, World, load_weights, whole
+from open_mythos.train.parallel import ALONE, World, load_weights
+from open_mythos.train.pieces import like
 from open_mythos.train.randomness import random_state, restore_random_state
 from open_mythos.train.recipe import Recipe
 from open_mythos.train.step import TrainState, train_step
@@ -62,7 +63,7 @@ class Run:
         self.world = world
         self.reading = recipe.reading(world.rank, world.size)
         folder.mkdir(parents=True, exist_ok=True)
-        self.keeper: Keeper = recipe.keep.build(folder / "checkpoints", tidy=world.rank == 0)
+        self.keeper: Keeper = recipe.keep.build(folder / "checkpoints", world)
         self.returns = 0
 
     def begin(self) -> TrainState:
@@ -87,13 +88,12 @@ class Run:
 
         Raises `ValueError` if there is none or it is from another recipe (its length and cadence may differ).
         """
-        return self._restore(self._blank(), self._load())
+        state = self._blank()
+        return self._restore(state, self._load(state))
 
     def save(self, state: TrainState, score: float | None = None) -> None:
-        """Write a checkpoint; of many ranks the first does, with what it gathers from all."""
-        packed = self._pack(state)
-        if self.world.rank == 0:
-            self.keeper.save(state.step, packed, score=score)
+        """Write a checkpoint; of many ranks each writes its shards."""
+        self.keeper.save(state.step, self._pack(state), score=score)
 
     def fit(self, state: TrainState, hooks: Sequence[Every] = ()) -> TrainState:
         """Train until the recipe's end. Raises `Stopped` after a signal, when everything is saved."""
@@ -149,22 +149,15 @@ class Run:
                 "lower the learning rate, look at the data, or train in float32"
             )
         seen, now = state.loader.state_dict(), (state.step, state.tokens, state.seconds)
-        state = self._restore(state, self._load(passing=self.returns - 1))
+        state = self._restore(state, self._load(state, passing=self.returns - 1))
         state.loader.load_state_dict(seen)  # not the same batches again
         state.step, state.tokens, state.seconds = now
         state.skipped = 0
         return state
 
-    def _load(self, passing: int = 0) -> dict[str, Any]:
-        """The newest intact checkpoint: the first rank finds and verifies it, then all read it."""
-        found: list[dict[str, Any]] = []
-
-        def newest() -> int:
-            found.append(self.keeper.load(passing=passing))
-            return int(found[0]["counts"]["step"])
-
-        step = self.world.first(newest)
-        return found[0] if found else read_state(step_folder(self.keeper.run, step))
+    def _load(self, state: TrainState, passing: int = 0) -> dict[str, Any]:
+        """The newest intact checkpoint: all ranks verify a share of it, and read what they are to hold."""
+        return self.keeper.load(passing=passing, empty=like(state.model))
 
     def _pack(self, state: TrainState) -> dict[str, Any]:
         mine = {"loader": state.loader.state_dict(), "random": random_state(depth=state.rng)}
@@ -172,7 +165,7 @@ class Run:
         parts = {"model": weights, "optimizer": state.optimizer.state_dict()}
         return {
             "config": self.recipe.to_dict(),
-            **whole(parts, keep=self.world.rank == 0),
+            **parts,
             "ranks": self.world.each(mine),
             "scaler": state.scaler.state_dict(),
             "counts": {name: getattr(state, name) for name in COUNTS},

@@ -1,4 +1,8 @@
-"""Keeps a run's checkpoints: saves in the background, and holds on to the last few and the best few."""
+"""Keeps a run's checkpoints: saves in the background, and holds on to the last few and the best few.
+
+Of many ranks each has a keeper of the same folder, and all save and load together: each writes its shards,
+the first everything else.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from open_mythos.config import Config
-from open_mythos.train import checkpoint
+from open_mythos.train import checkpoint, pieces
 from open_mythos.train.nested import flatten, unflatten
+from open_mythos.train.parallel import ALONE, World
 
 
 class Keep(Config):
@@ -19,9 +24,8 @@ class Keep(Config):
     best: int = 1
     background: bool = True
 
-    def build(self, run: Path, tidy: bool = True) -> "Keeper":
-        """`tidy` clears up after a killed process: for one keeper of a folder only."""
-        return Keeper(self, run, tidy)
+    def build(self, run: Path, world: World = ALONE) -> "Keeper":
+        return Keeper(self, run, world)
 
 
 class Keeper:
@@ -30,16 +34,16 @@ class Keeper:
     Raises `ValueError` if it would keep none.
     """
 
-    def __init__(self, config: Keep, run: Path, tidy: bool = True) -> None:
+    def __init__(self, config: Keep, run: Path, world: World = ALONE) -> None:
         if config.last < 1 or config.best < 0:
             raise ValueError(
                 f"keep at least the last checkpoint, got last={config.last} and best={config.best}"
             )
-        self.config, self.run = config, run
+        self.config, self.run, self.world = config, run, world
         self._thread: Thread | None = None
         self._error: BaseException | None = None
         run.mkdir(parents=True, exist_ok=True)
-        if tidy:
+        if world.rank == 0:
             checkpoint.recover(run)
 
     def save(self, step: int, state: Mapping[str, Any], *, score: float | None = None) -> None:
@@ -52,7 +56,7 @@ class Keeper:
         if not self.config.background:
             self._write(step, tensors, {"step": step, "state": meta}, score)
             return
-        arguments = (step, _snapshot(tensors), {"step": step, "state": meta}, score)
+        arguments = (step, self._snapshot(tensors), {"step": step, "state": meta}, score)
         # not a daemon: an interpreter that exits waits for the save to end
         self._thread = Thread(target=self._write_quietly, args=arguments, name="checkpoint")
         self._thread.start()
@@ -65,22 +69,27 @@ class Keeper:
         if error is not None:
             raise error
 
-    def load(self, folder: Path | None = None, passing: int = 0) -> dict[str, Any]:
-        """The state saved in `folder`, or else in the newest checkpoint that is intact.
+    def load(
+        self, folder: Path | None = None, passing: int = 0, empty: pieces.Empty | None = None
+    ) -> dict[str, Any]:
+        """The state saved in `folder`, or else in the newest checkpoint that all ranks find intact.
 
-        `passing` goes by that many of the newest ones, as far as there are older.
+        `passing` goes by that many of the newest ones, as far as there are older. What was saved in shards
+        is read into what `empty` makes.
 
         Raises `ValueError` if there is none, and says why each candidate was refused.
         """
         if folder is not None:
-            return read_state(folder)
+            return read_state(folder, empty)
         refused: list[str] = []
-        candidates = list(reversed(checkpoint.steps_in(self.run).values()))
+        share = (self.world.rank, self.world.size)
+        candidates = self.world.first(lambda: list(reversed(checkpoint.steps_in(self.run).values())))
         for candidate in candidates[max(0, min(passing, len(candidates) - 1)) :]:
-            try:
-                return read_state(candidate)
-            except ValueError as error:
-                refused.append(str(error))
+            state, trouble = _try_to_read(candidate, empty, share)
+            troubles = [said for said in self.world.each(trouble) if said is not None]
+            if state is not None and not troubles:
+                return state
+            refused.append(troubles[0])
         raise ValueError(
             f"{self.run} has no intact checkpoint" + "".join(f"; {reason}" for reason in refused)
         )
@@ -106,8 +115,38 @@ class Keeper:
     def _write(
         self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], score: float | None
     ) -> None:
-        checkpoint.save(checkpoint.step_folder(self.run, step), tensors, meta, score=score)
-        self._prune()
+        folder = checkpoint.step_folder(self.run, step)
+        if self.world.size > 1:
+            self._write_together(folder, tensors, meta, score)
+        else:
+            checkpoint.save(folder, tensors, meta, score=score)
+        if self.world.rank == 0:
+            self._prune()
+
+    def _write_together(
+        self, folder: Path, tensors: dict[str, Tensor], meta: dict[str, Any], score: float | None
+    ) -> None:
+        """As each rank takes part in it. Returns when the checkpoint is there."""
+        mine, rest, aliases = pieces.split(tensors)
+        together = pieces.Together(self.world)
+
+        def beside(draft: Path) -> pieces.Fingerprints:
+            return pieces.write(draft, mine, together, checkpoint.fingerprint)
+
+        def part() -> None:
+            if self.world.rank == 0:
+                checkpoint.save(folder, rest, meta, score=score, beside=beside, aliases=aliases)
+            else:
+                beside(checkpoint.draft_of(folder))
+
+        together.do(part)
+
+    def _snapshot(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies on the CPU of what this rank writes; names of one tensor get one copy."""
+        mine, rest, aliases = pieces.split(tensors)
+        copies = pieces.copied(mine) if mine else {}
+        copies |= {alias: copies[name] for alias, name in aliases.items()}
+        return copies | (_snapshot(rest) if self.world.rank == 0 else {})
 
     def _prune(self) -> None:
         steps = list(checkpoint.steps_in(self.run).values())
@@ -122,13 +161,24 @@ class Keeper:
         return sorted((folder for folder in folders if scores[folder] is not None), key=lambda f: scores[f])
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(
+    folder: Path, empty: pieces.Empty | None = None, share: tuple[int, int] = (0, 1)
+) -> dict[str, Any]:
     """The nested state of one checkpoint. Raises `ValueError` if it is damaged or of another kind."""
-    tensors, meta = checkpoint.load(folder)
+    tensors, meta = checkpoint.load(folder, empty=empty, share=share)
     if "state" not in meta:
         raise ValueError(f"{folder} is a checkpoint, but not of a training run: its meta.json has no 'state'")
     state: dict[str, Any] = unflatten(tensors, meta["state"])
     return state
+
+
+def _try_to_read(
+    folder: Path, empty: pieces.Empty | None, share: tuple[int, int]
+) -> tuple[dict[str, Any] | None, str | None]:
+    try:
+        return read_state(folder, empty, share), None
+    except ValueError as error:
+        return None, str(error)
 
 
 def _snapshot(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -51,6 +51,7 @@ class World:
     rank: int = 0
     size: int = 1
     mesh: DeviceMesh | None = None
+    aside: dist.ProcessGroup | None = None  # for what ranks say to each other beside training
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks; alone, the value itself."""
@@ -156,7 +157,8 @@ def join(device: torch.device, timeout: float = 600.0) -> Iterator[World]:
             f"rank {rank} waited {timeout:.0f} seconds and did not find all {size} processes: start "
             f"every one with the same MASTER_ADDR and MASTER_PORT ({str(error).splitlines()[0]})"
         ) from error
-    yield World(rank, size, init_device_mesh(device.type, (size,), mesh_dim_names=("data",)))
+    mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
+    yield World(rank, size, mesh, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)))
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone
 
 
@@ -200,24 +202,6 @@ def gathered(model: nn.Module) -> Iterator[None]:
     finally:
         for unit in units:
             unit.reshard()
-
-
-def whole(state: Any, keep: bool, seen: dict[int, Tensor] | None = None) -> Any:
-    """A nested state with every sharded tensor put together, on the CPU of the ranks that `keep` it.
-
-    All ranks take part, one tensor at a time. What was one tensor under two names stays one.
-    """
-    seen = {} if seen is None else seen
-    if isinstance(state, Mapping):
-        return {name: whole(value, keep, seen) for name, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(whole(value, keep, seen) for value in state)
-    if not isinstance(state, DTensor):
-        return state.detach() if isinstance(state, Tensor) else state
-    if id(state) not in seen:
-        full: Tensor = state.full_tensor().detach()
-        seen[id(state)] = full.cpu() if keep else torch.empty(0)
-    return seen[id(state)]
 
 
 def at_hand(parameter: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ Starting two processes takes seconds, so few tests start them, each for several 
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_depth_costs_no_communication(tmp_path: Path) -> None:
 
 
 def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path: Path) -> None:
-    recipe = write(toy.recipe(tmp_path, steps=6, save_every=3), tmp_path / "toy.json")
+    # Each rank draws start noise of its own, so here the loop starts without.
+    calm = toy.recipe(tmp_path, steps=6, save_every=3).override('model.loop.start={"is": "Embedded"}')
+    recipe = write(calm, tmp_path / "toy.json")
     toy.train(Recipe.load(recipe), tmp_path / "one")
     finish(on_two(recipe, tmp_path / "two"))
     losses_agree(tmp_path / "one", tmp_path / "two")
@@ -66,10 +69,35 @@ def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path
     names = {name for name in ours if not name.startswith("ranks/")}  # each rank has random states of its own
     assert names == {name for name in theirs if not name.startswith("ranks/")}
     assert all(ours[name].shape == theirs[name].shape for name in names)
+    damage_is_found(tmp_path / "two" / "checkpoints" / "step-00000006", tmp_path / "damaged")
     longer = Recipe.load(recipe).replace(steps=8)
-    toy.train(longer, tmp_path / "two")  # saved by two, resumed by one
-    finish(on_two(None, tmp_path / "one", "--resume", "--steps", "8"))  # and the reverse
+    shutil.copytree(tmp_path / "two", tmp_path / "alone")
+    toy.train(longer, tmp_path / "alone")  # saved by two, resumed by one
+    finish(on_two(None, tmp_path / "one", "--resume", "--steps", "8"))  # the reverse
+    finish(on_two(None, tmp_path / "two", "--resume", "--steps", "8"))  # and by two again
     losses_agree(tmp_path / "one", tmp_path / "two")
+    losses_agree(tmp_path / "alone", tmp_path / "two")
+
+
+def damage_is_found(saved: Path, copy: Path) -> None:
+    """Each rank wrote its shards, no more, and one that is missing or altered is named."""
+    shards = sorted((saved / "shards").iterdir())
+    assert [path.name[:11] for path in shards] == ["shard-00001", "shard-00002"]
+    assert all(path.suffix in (".safetensors", ".json", "") for path in saved.rglob("*"))
+    whole = sum(tensor.nbytes for tensor in load(saved)[0].values())
+    assert max(path.stat().st_size for path in shards) < 0.7 * whole
+    for harm, says in ((Path.unlink, "lacks its file shard-00002"), (flip, "shard-00002.*SHA-256")):
+        shutil.copytree(saved, copy)
+        harm(copy / "shards" / shards[1].name)
+        with pytest.raises(ValueError, match=says):
+            load(copy)
+        shutil.rmtree(copy)
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
 
 
 @pytest.mark.slow
