@@ -4,14 +4,15 @@ recited.
     cost(model)  =  stored parameters, FLOPs per token of inference and of training, cache bytes per token
     match        :  layers L and feed-forward width w of the other model, such that the costs asked for agree
 
-All costs are affine in w for every L, so three models made on the meta device say what every other one
-would cost, and the one chosen is made and counted to be sure. A looped model is matched by a fixed-depth
-one of the same layers, a fixed-depth one by a looped one. Not everything can be equal at once: a loop
+All costs are affine in w for every kind of layer, so four models of each kind, made on the meta device, say
+what every other one would cost, and the one chosen is made and counted to be sure. A looped model is matched
+by a fixed-depth one of the layers that it stores, in their order, stretched over as many as there are to be;
+a fixed-depth one by a looped one. Not everything can be equal at once: a loop
 spends more FLOPs on every parameter than any dense model without one, and then the answer is an error that
 says how far off the nearest is.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -79,7 +80,7 @@ def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float =
         raise ValueError(
             f"models can be equal in {', '.join(get_args(What))}; got {', '.join(on) or 'nothing'}"
         )
-    make: Callable[[int, int], Model] = _Fixed(model) if model.loop is not None else _Looped(model, loops)
+    make = _Fixed(model) if model.loop is not None else _Looped(model, loops)
     wanted, old = cost(model), _width(_layer(model))
     guess = _Plane(make, old)
     tried = [(n, w) for n in range(1, _most(model) + 1) for w in guess.widths(n, wanted, on)]
@@ -89,21 +90,26 @@ def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float =
     if not near:
         best = min(tried, key=lambda pair: guess(*pair).off(wanted, on))
         raise ValueError(_nearest(guess(*best), wanted, on, tolerance))
-    layers, width = min(near, key=lambda pair: abs(pair[1] - old))
-    other = make(layers, width)
-    counted = cost(other)
-    assert counted.off(wanted, on) <= tolerance + 1e-6, (
-        "the costs of a model are not what four others foretold"
-    )
-    return Match(other, counted, wanted, layers, width)
+    for layers, width in sorted(near, key=lambda pair: abs(pair[1] - old)):
+        other = make(make.spread(layers), width)
+        counted = cost(other)
+        if counted.off(wanted, on) <= tolerance:  # widths of other layers are rounded
+            return Match(other, counted, wanted, layers, width)
+    raise AssertionError("the costs of a model are not what four others of each kind foretold")
 
 
 class _Plane:
-    """What so many layers of such a width cost:  c + L (a + b w),  known from four models."""
+    """What so many layers of such a width cost:  c + sum over layers (a + b w),  known from four models of
+    each kind of layer."""
 
-    def __init__(self, make: Callable[[int, int], Model], width: int) -> None:
-        self.width = width
-        self.corners = {(n, w): cost(make(n, w)) for n in (1, 2) for w in (width, 2 * width)}
+    def __init__(self, make: "_Fixed | _Looped", width: int) -> None:
+        self.make, self.width = make, width
+        self.corners = {
+            (kind, n, w): cost(make(n * (kind,), w))
+            for kind in dict.fromkeys(make.kinds)
+            for n in (1, 2)
+            for w in (width, 2 * width)
+        }
 
     def __call__(self, layers: int, width: int) -> Cost:
         share = width / self.width - 1
@@ -123,34 +129,53 @@ class _Plane:
         return sorted(width for width in found if 0 < width <= 16 * self.width)
 
     def _line(self, layers: int, width: int) -> Cost:
-        one, two = self.corners[1, width], self.corners[2, width]
-        return Cost(*(a + (layers - 1) * (b - a) for a, b in zip(one, two, strict=True)))
+        total = [0.0] * len(Cost._fields)
+        kinds = self.make.spread(layers)
+        for i, kind in enumerate(kinds):
+            one, two = self.corners[kind, 1, width], self.corners[kind, 2, width]
+            # What is there but for the layers is counted with the first of them.
+            more = [a if i == 0 else b - a for a, b in zip(one, two, strict=True)]
+            total = [so_far + part for so_far, part in zip(total, more, strict=True)]
+        return Cost(*total)
 
 
 class _Fixed:
-    """A fixed-depth model of the loop's layers."""
+    """A fixed-depth model of the layers that a looped one stores."""
 
     def __init__(self, model: Model) -> None:
-        self.model = model
+        assert model.loop is not None
+        self.model, self.kinds = model, (*model.prelude, *model.loop.layers, *model.coda)
+        self.old = _width(_layer(model))
 
-    def __call__(self, layers: int, width: int) -> Model:
+    def spread(self, layers: int) -> tuple[Block, ...]:
+        """The stored layers in their order, some several times or not at all."""
+        return tuple(self.kinds[i * len(self.kinds) // layers] for i in range(layers))
+
+    def __call__(self, layers: Sequence[Block], width: int) -> Model:
+        """`width` is that of the loop's last layer; the others keep their proportion to it."""
         assert self.model.loop is not None
         adapt = self.model.loop.adapt
         norm = self.model.norm or (adapt.norm if isinstance(adapt, NormedStep) else RMSNorm())
-        block = layers * (_wide(_layer(self.model), width),)
-        return self.model.replace(prelude=block, enter=None, loop=None, leave=None, coda=(), norm=norm)
+        blocks = tuple(_wide(layer, max(1, round(width * _width(layer) / self.old))) for layer in layers)
+        return self.model.replace(prelude=blocks, enter=None, loop=None, leave=None, coda=(), norm=norm)
 
 
 class _Looped:
     """One layer before and after, and a loop between with the injection of Parcae."""
 
     def __init__(self, model: Model, loops: int) -> None:
-        self.model, self.loops = model, loops
+        self.model, self.loops, self.kinds = model, loops, (_layer(model),)
 
-    def __call__(self, layers: int, width: int) -> Model:
+    def spread(self, layers: int) -> tuple[Block, ...]:
+        return layers * self.kinds
+
+    def __call__(self, layers: Sequence[Block], width: int) -> Model:
         layer = _wide(_layer(self.model), width)
         loop = Loop(
-            layers=layers * (layer,), start=Zeros(), inject=Diagonal(), schedule=Fixed(steps=self.loops)
+            layers=tuple(_wide(kind, width) for kind in layers),
+            start=Zeros(),
+            inject=Diagonal(),
+            schedule=Fixed(steps=self.loops),
         )
         return self.model.replace(prelude=(layer,), loop=loop, coda=(layer,))
 

@@ -9,6 +9,7 @@ import torch
 from open_mythos.analysis.match import cost, match
 from open_mythos.cli.match import main
 from open_mythos.presets.baseline import Shape, llama
+from open_mythos.presets.parcae import parcae, parcae_gpt
 from open_mythos.presets.saunshi import Size, saunshi
 
 LOOPED = saunshi(Size(vocab=64, dim=32, width=96, heads=4, k=2, loops=3, untied=1, context=64))
@@ -44,6 +45,29 @@ def test_the_match_is_equal_in_what_was_asked_for(model: object, on: tuple[str, 
     ours, theirs = cost(found.model), cost(model)  # type: ignore[arg-type]
     assert all(abs(getattr(ours, what) / getattr(theirs, what) - 1) <= 0.02 for what in on)
     assert found.model.build()(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 64)
+
+
+def test_the_twin_of_parcae_is_the_papers_baseline() -> None:
+    """Layer by layer: every second one has a table of value embeddings."""
+    assert match(parcae("140m"), ("params",)).model == parcae_gpt("140m")
+
+
+@pytest.mark.parametrize("on", ["params", "flops"])
+def test_layers_of_several_kinds_keep_their_order(on: str) -> None:
+    """A thin prelude and coda around a wide loop, and attention of two kinds."""
+    assert LOOPED.loop is not None
+    inner = LOOPED.loop.layers[0]
+    thin = inner.replace(ffn=inner.ffn.replace(width=41))
+    lean = inner.replace(mixer=inner.mixer.replace(kv_heads=2))
+    model = LOOPED.replace(prelude=(thin,), loop=LOOPED.loop.replace(layers=(lean, inner)), coda=(thin,))
+    found = match(model, (on,))
+    kinds = [layer.mixer.kv_heads or layer.mixer.heads for layer in found.model.prelude]
+    widths = [layer.ffn.width for layer in found.model.prelude]
+    assert {2, 4} == set(kinds)
+    assert widths[0] == widths[-1] == round(found.width * 41 / 96)
+    assert max(widths) == found.width
+    assert cost(found.model).off(cost(model), [on]) <= 0.02
+    assert len(widths) == found.layers
 
 
 def test_what_cannot_be_equal_is_said() -> None:
