@@ -2,18 +2,29 @@
 
 from open_mythos.loop import adapt, halt, inject, mark, schedule, start, update
 from open_mythos.loop.core import Loop
-from open_mythos.model import FinalNorm, Matrix, Model
-from open_mythos.nn.attention import GQA, MLA, HeadNorm, ValueEmbedding
+from open_mythos.model import FinalNorm, Model
+from open_mythos.nn.attention import GQA, MLA
 from open_mythos.nn.block import PreNorm, Sandwich
-from open_mythos.nn.ffn import MLP, MoE, SwiGLU
-from open_mythos.nn.linear import LoRA
-from open_mythos.presets import baseline, chen, dreamer, kohli, ouro, recursions, saunshi, universal
+from open_mythos.nn.ffn import MoE, SwiGLU
+from open_mythos.presets import (
+    baseline,
+    chen,
+    dreamer,
+    kohli,
+    ouro,
+    parcae,
+    recursions,
+    relaxed,
+    saunshi,
+    universal,
+)
 
 VOCAB, DIM = 61, 32
 GROUPED = GQA(heads=4, kv_heads=2)
 LATENT = MLA(heads=4, q_rank=12, kv_rank=10, rope_dim=4, nope_dim=6, value_dim=8)
 EXPERTS = MoE(experts=8, chosen=2, width=16, shared=1)
 DENSE = PreNorm(mixer=GROUPED, ffn=SwiGLU(width=48))
+_LLAMA = baseline.Shape(vocab=VOCAB, dim=DIM, layers=2, heads=4, kv_heads=2, width=48)
 
 
 def tiny(loop: Loop | None, block: object = DENSE, **options: object) -> Model:
@@ -39,25 +50,7 @@ MODELS = {
     "mythos-mla": mythos(LATENT, act=False),
     "mythos-mla-act": mythos(LATENT, act=True),
     "mythos-gqa-act": mythos(GROUPED, act=True),
-    "parcae": tiny(
-        Loop(
-            layers=2
-            * (
-                PreNorm(
-                    mixer=GQA(
-                        heads=4,
-                        head_norm=HeadNorm(weight=False, after_rotation=True),
-                        values=ValueEmbedding(vocab=VOCAB, gate=8),
-                    ),
-                    ffn=MLP(width=64, activation="half_relu2"),
-                ),
-            ),
-            start=start.Noise(),
-            inject=inject.Diagonal(),
-            schedule=schedule.Poisson(mean=3, grad=2),
-        ),
-        leave=Matrix(),
-    ),
+    "parcae": parcae.assemble(parcae.Size(DIM, 4, 2), vocab=VOCAB, context=1_000_000, mean=3, grad=2),
     "huginn": tiny(
         Loop(
             layers=2 * (Sandwich(mixer=GQA(heads=4, qk_bias=True), ffn=SwiGLU(width=48)),),
@@ -99,29 +92,12 @@ MODELS = {
     "dreamer": dreamer.dreamer(
         dreamer.Size(vocab=VOCAB, dim=DIM, heads=4, steps=3, experts=8, chosen=2, width=16)
     ),
-    "relaxed": tiny(
-        Loop(
-            layers=(
-                PreNorm(
-                    mixer=GQA(heads=4, linear=LoRA(rank=2, steps=2)),
-                    ffn=SwiGLU(width=48, linear=LoRA(rank=2, steps=2)),
-                ),
-            ),
-            inject=inject.Add(),
-            start=start.Zeros(),
-            schedule=schedule.Fixed(steps=3),
-        )
-    ),
-    "fixed-depth": baseline.llama(
-        baseline.Shape(
-            vocab=VOCAB, dim=DIM, layers=2, heads=4, kv_heads=2, width=48, bias=True, head_norm=True
-        )
-    ),
+    "relaxed": relaxed.relaxed(baseline.llama(_LLAMA.replace(layers=6)), loops=3, rank=2),
+    "fixed-depth": baseline.llama(_LLAMA.replace(layers=2, bias=True, head_norm=True)),
 }
-_RECURSIONS = baseline.Shape(vocab=VOCAB, dim=DIM, layers=8, heads=4, kv_heads=2, width=48)
 # Tokens decide for themselves when to leave; a law that cannot hold for them says why.
 ROUTED = {
-    name: recursions.recursions(recursions.Size(shape=_RECURSIONS, **options))
+    name: recursions.recursions(recursions.Size(shape=_LLAMA.replace(layers=8), **options))
     for name, options in {
         "recursions": {},
         "recursions-token": {"tokens_choose": True},

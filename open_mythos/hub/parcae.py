@@ -17,7 +17,7 @@ from open_mythos.hub.links import Link, link, nest
 from open_mythos.hub.rotations import rotations
 from open_mythos.loop.core import Loop
 from open_mythos.loop.inject import Add, Concat, Diagonal, Injection
-from open_mythos.loop.schedule import Fixed, Per, Poisson, Schedule
+from open_mythos.loop.schedule import Fixed, LogNormalPoisson, Per, Poisson, Ramp, Schedule
 from open_mythos.loop.start import Noise, Start, Zeros
 from open_mythos.model import Matrix, Model
 from open_mythos.nn.attention import GQA, ValueEmbedding
@@ -31,6 +31,7 @@ from open_mythos.presets.parcae import QK_NORM, has_table
 NAME = "parcae"
 INJECTIONS: Mapping[str, Injection] = {"diagonal": Diagonal(), "linear": Concat(), "add": Add()}
 ACTIVATIONS = {"ReLU2": "half_relu2", "GELU": "gelu", "SiLU": "silu", "ReLU": "relu"}
+SCHEMES = ("poisson-truncated-full", "poisson-full", "poisson-lognormal-filling", "fixed")
 FIXED = {
     "use_abacus": False,
     "randomize_positions_from": None,
@@ -169,14 +170,28 @@ def _start(config: Settings) -> Start:
 
 
 def _schedule(config: Settings) -> Schedule:
-    scheme = config["sampling_scheme"]
-    mean, grad = config["mean_recurrence"], config["mean_backprop_depth"]
-    per: Per = "batch" if config["recurrent_iteration_method"] == "per-batch" else "sequence"
-    if scheme.startswith("poisson-truncated-full"):
-        return Poisson(mean=float(max(mean, grad)), grad=grad, per=per, on_top=per == "batch")
-    if scheme.startswith("poisson-full"):
-        return Poisson(mean=float(max(mean, grad)), per=per)
-    return Fixed(steps=max(mean, grad), grad=grad)  # their other schemes are not drawn from here
+    """How their code draws depths. Its other schemes, curricula and depths per token are refused."""
+    method = need(config, "recurrent_iteration_method", "per-sequence", "per-batch", family="Parcae")
+    per: Per = "batch" if method == "per-batch" else "sequence"
+    grad = config["mean_backprop_depth"]
+    mean = max(config["mean_recurrence"], grad)
+    match need(config, "sampling_scheme", *SCHEMES, family="Parcae"):
+        case "fixed":
+            return Fixed(steps=mean, grad=grad)
+        case "poisson-full":  # every step has gradient
+            return Poisson(mean=float(mean), per=per)
+        case "poisson-lognormal-filling":  # Huginn's
+            return LogNormalPoisson(mean=float(mean), grad=grad, per=per)
+        case _:
+            return Poisson(mean=float(mean), grad=grad, per=per, on_top=per == "batch")
+
+
+def _scheme(schedule: Schedule) -> str:
+    """Their nearest name for it."""
+    schedule = schedule.of if isinstance(schedule, Ramp) else schedule
+    if isinstance(schedule, Poisson):
+        return "poisson-full" if schedule.grad is None else "poisson-truncated-full"
+    return "poisson-lognormal-filling" if isinstance(schedule, LogNormalPoisson) else "fixed"
 
 
 def _init(config: Settings) -> Init:
@@ -322,7 +337,7 @@ def _looped_part(model: Model) -> dict[str, Any]:
         "recurrent_intermediation_embedding_dimension": getattr(model.loop.layers[0].ffn, "width", None),
         "recurrent_num_attention_heads": None,
         "prelude_norm": model.enter is not None,
-        "sampling_scheme": "poisson-truncated-full" if isinstance(schedule, Poisson) else "fixed",
+        "sampling_scheme": _scheme(schedule),
         "mean_recurrence": mean,
         "mean_backprop_depth": getattr(schedule, "grad", None) or mean,
         "lockstep_n": False,

@@ -51,20 +51,28 @@ QK_NORM = HeadNorm(eps=torch.finfo(torch.float32).eps, weight=False, after_rotat
 
 def parcae(size: str = "140m") -> Model:
     """The looped model of this size. Raises `ValueError` for a size that was not published."""
-    dim, heads, n = _size(size)
-    blocks = _blocks(dim, heads, 3 * n)
+    return assemble(_size(size), vocab=VOCAB, context=CONTEXT, mean=8, grad=4)
+
+
+def assemble(size: Size, vocab: int, context: int, mean: int, grad: int) -> Model:
+    """Parcae in any size, trained to take `mean` steps of which the last `grad` carry gradient."""
+    n, blocks = size.layers, _blocks(size, vocab, 3 * size.layers)
     loop = Loop(
-        layers=blocks[n : 2 * n], start=Noise(), inject=Diagonal(), schedule=Poisson(mean=8.0, grad=4)
+        layers=blocks[n : 2 * n],
+        start=Noise(),
+        inject=Diagonal(),
+        schedule=Poisson(mean=float(mean), grad=grad),
     )
-    return _model(dim).replace(
+    return _model(size, vocab, context).replace(
         prelude=blocks[:n], enter=NORM, loop=loop, leave=Matrix(), coda=blocks[2 * n :]
     )
 
 
 def parcae_gpt(size: str = "140m") -> Model:
     """The fixed-depth baseline of the paper: the same blocks, as many as Parcae stores, and no loop."""
-    dim, heads, n = _size(size)
-    return _model(dim).replace(prelude=_blocks(dim, heads, 3 * n))
+    published = _size(size)
+    blocks = _blocks(published, VOCAB, 3 * published.layers)
+    return _model(published, VOCAB, CONTEXT).replace(prelude=blocks)
 
 
 def has_table(layer: int, layers: int) -> bool:
@@ -72,23 +80,23 @@ def has_table(layer: int, layers: int) -> bool:
     return layer % 2 == (layers - 1) % 2
 
 
-def _model(dim: int) -> Model:
-    return Model(vocab=VOCAB, dim=dim, context=CONTEXT, norm=NORM, init=Orthogonal())
+def _model(size: Size, vocab: int, context: int) -> Model:
+    return Model(vocab=vocab, dim=size.dim, context=context, norm=NORM, init=Orthogonal())
 
 
-def _blocks(dim: int, heads: int, count: int) -> tuple[Block, ...]:
-    return tuple(_block(dim, heads, has_table(i, count)) for i in range(count))
+def _blocks(size: Size, vocab: int, count: int) -> tuple[Block, ...]:
+    return tuple(_block(size, vocab if has_table(i, count) else None) for i in range(count))
 
 
-def _block(dim: int, heads: int, table: bool) -> Block:
+def _block(size: Size, table: int | None) -> Block:
     mixer = GQA(
-        heads=heads,
-        kv_heads=heads,
+        heads=size.heads,
+        kv_heads=size.heads,
         rope=Rope(base=50_000.0),
         head_norm=QK_NORM,
-        values=ValueEmbedding(vocab=VOCAB) if table else None,
+        values=None if table is None else ValueEmbedding(vocab=table),
     )
-    return PreNorm(mixer=mixer, ffn=MLP(width=4 * dim, activation="half_relu2"), norm=NORM)
+    return PreNorm(mixer=mixer, ffn=MLP(width=4 * size.dim, activation="half_relu2"), norm=NORM)
 
 
 def _size(name: str) -> Size:

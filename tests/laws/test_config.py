@@ -43,7 +43,7 @@ def test_overrides(name: str) -> None:
 
 def test_overrides_reach_into_tuples() -> None:
     one = PARCAE.override("loop.layers.1.ffn.width=8").loop
-    assert [layer.ffn.width for layer in one.layers] == [64, 8]
+    assert [layer.ffn.width for layer in one.layers] == [128, 8]
     both = PARCAE.override("loop.layers.*.ffn.width=8", "loop.layers.*.mixer.rope=null").loop
     assert [layer.ffn.width for layer in both.layers] == [8, 8]
     assert [layer.mixer.rope for layer in both.layers] == [None, None]

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from open_mythos.hub import load, weights
+from open_mythos.hub import load, parcae, weights
 from open_mythos.hub.load import export, from_pretrained, save_pretrained
+from open_mythos.loop.schedule import Fixed, LogNormalPoisson, Poisson
 from open_mythos.model import LoopedLM
 from open_mythos.presets.huginn import Size, assemble
 from tests.tiny import MODELS
@@ -115,6 +116,39 @@ def test_settings_that_we_do_not_have_are_told(saved: Path) -> None:
     (saved / "config.json").unlink()
     with pytest.raises(ValueError, match=r"no config\.json"):
         from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "method", "schedule"),
+    [
+        ("poisson-truncated-full", "per-sequence", Poisson(mean=3.0, grad=2)),
+        ("poisson-truncated-full", "per-batch", Poisson(mean=3.0, grad=2, per="batch", on_top=True)),
+        ("poisson-full", "per-sequence", Poisson(mean=3.0)),
+        ("poisson-lognormal-filling", "per-batch", LogNormalPoisson(mean=3.0, grad=2)),
+        ("fixed", "per-batch", Fixed(steps=3, grad=2)),
+    ],
+)
+def test_parcaes_ways_to_draw_depths(scheme: str, method: str, schedule: object) -> None:
+    config = parcae.to_config(MODELS["parcae"])
+    given = config | {"sampling_scheme": scheme, "recurrent_iteration_method": method}
+    model = parcae.to_model(given)
+    assert model.loop is not None
+    assert model.loop.schedule == schedule
+    assert parcae.to_config(model)["sampling_scheme"] == scheme
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("sampling_scheme", "poisson-fill"),
+        ("sampling_scheme", "poisson-unbounded"),
+        ("sampling_scheme", "poisson-truncated-full-curriculum-1000"),
+        ("recurrent_iteration_method", "per-token"),
+    ],
+)
+def test_depths_that_we_do_not_draw_are_told(name: str, value: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}='{value}'; supported is"):
+        parcae.to_model(parcae.to_config(MODELS["parcae"]) | {name: value})
 
 
 def test_a_model_that_their_code_cannot_run_is_not_exported(tmp_path: Path) -> None:
