@@ -212,4 +212,5 @@ def test_a_plan_with_frozen_steps_judges_every_step_once(grad):
     with torch.enable_grad():
         got, other = think(model, TOKENS, Plan((5, 3, 4), grad), rule=rule)
     assert torch.equal(got.taken, wanted.taken)
-    assert_close(other.detach(), logits, atol=1e-5, rtol=1e-5)
+    # With gradient and without, norms are rounded otherwise.
+    assert_close(other.detach(), logits, atol=1e-4, rtol=1e-4)
