@@ -13,7 +13,7 @@ import math
 from typing import final
 
 import torch
-from torch import Generator, nn
+from torch import Generator, Tensor, nn
 
 from open_mythos.config import Config
 from open_mythos.shapes import Hidden
@@ -58,9 +58,16 @@ class NoiseStart(nn.Module):
     def forward(self, e: Hidden, rng: Generator | None = None) -> Hidden:
         if rng is None:
             return torch.zeros_like(e)
-        h = torch.empty(e.shape, dtype=torch.float32, device=rng.device)
-        nn.init.trunc_normal_(h, std=self.std, a=-3 * self.std, b=3 * self.std, generator=rng)
-        return (self.scale * h).to(e)
+        seeds = torch.randint(2**62, (len(e),), generator=rng, device=rng.device).tolist()
+        return (
+            torch.stack([self._row(e.shape[1:], rng.device, seed) for seed in seeds]).mul_(self.scale).to(e)
+        )
+
+    def _row(self, shape: torch.Size, device: torch.device, seed: int) -> Tensor:
+        """One sequence, from a seed of its own: how a batch is shared out over processes changes nothing."""
+        own = Generator(device).manual_seed(seed)
+        h = torch.empty(shape, dtype=torch.float32, device=device)
+        return nn.init.trunc_normal_(h, std=self.std, a=-3 * self.std, b=3 * self.std, generator=own)
 
 
 Start = Zeros | Embedded | Noise

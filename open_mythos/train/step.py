@@ -35,7 +35,7 @@ class TrainState:
     model: LoopedLM
     optimizer: Optimizer
     loader: Loader
-    rng: Generator  # draws depths and start states
+    rng: Generator  # draws depths
     scaler: torch.amp.GradScaler
     step: int = 0
     tokens: int = 0
@@ -114,7 +114,7 @@ def _accumulate(
     ctx = replace(Context.counting(batch.tokens), documents=batch.documents, progress=done)
     with arithmetic(resolve(recipe.precision, state.device), state.device):
         scored = recipe.objective.score(
-            state.model, [batch.targets], plan, ctx, _start_noise(state, recipe, turn)
+            state.model, [batch.targets], plan, ctx, _start_noise(state, recipe, len(batch.tokens), turn)
         )
     sums.loss = sums.loss + scored.loss.tokens.sum() / valid
     if scored.exit_step is not None:
@@ -138,12 +138,12 @@ def _depths(plan: Plan, rows: int) -> tuple[float, float]:
     return float(plan.mean), sum(live) / rows
 
 
-def _start_noise(state: TrainState, recipe: Recipe, turn: _Turn) -> Generator:
-    """Where start states are drawn from: each rank's own, and the depths' generator if there is but one."""
-    if turn.world.size == 1:
-        return state.rng
-    words = np.random.SeedSequence((recipe.seed, state.step, turn.number, turn.world.rank))
-    return torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+def _start_noise(state: TrainState, recipe: Recipe, rows: int, turn: _Turn) -> Generator:
+    """Where start states are drawn from, one seed per row: past the seeds of the ranks before this one."""
+    words = np.random.SeedSequence((recipe.seed, state.step, turn.number))
+    rng = torch.Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
+    torch.randint(2**62, (rows * turn.world.rank,), generator=rng)
+    return rng
 
 
 def _meet(sums: _Sums, world: World) -> None:
