@@ -25,7 +25,9 @@ from open_mythos.config import Config
 from open_mythos.data.files import FilePart, file_parts, rows_of
 from open_mythos.data.network import require_hub
 
-TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"})
+TEST_FOLDERS = {"test", "tests", "idle_test"}
+OTHERS = {"site-packages", "dist-packages", "__pycache__", "pydoc_data"}  # not its own, or generated text
+PASSED_OVER = frozenset(TEST_FOLDERS | OTHERS)
 
 
 class Stdlib(Config):
@@ -33,7 +35,7 @@ class Stdlib(Config):
 
     def parts(self) -> list[FilePart]:
         root = Path(sysconfig.get_paths()["stdlib"])
-        paths = (path for path in root.rglob("*.py") if TEST_FOLDERS.isdisjoint(path.relative_to(root).parts))
+        paths = (path for path in root.rglob("*.py") if PASSED_OVER.isdisjoint(path.relative_to(root).parts))
         return [FilePart(str(path)) for path in sorted(paths)]
 
     def rows(self, part: FilePart, start: int = 0) -> Iterator[tuple[int, str]]:
