@@ -17,6 +17,7 @@ from open_mythos.nn.ffn import SwiGLU
 from open_mythos.nn.init import Normal
 from open_mythos.nn.moe import MoE
 from open_mythos.nn.norm import RMSNorm
+from open_mythos.nn.rope import Rope
 from open_mythos.train.lr import WarmupStableDecay
 from open_mythos.train.muon import Muon
 from open_mythos.train.optim import AdamW, MuonAdamW
@@ -32,7 +33,13 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | 
     Steps past the mean are not told apart, so that from there on the loop is one map and can settle.
     """
     mixer = MLA(
-        heads=heads, q_rank=3 * dim // 8, kv_rank=dim // 4, rope_dim=16, nope_dim=32, value_dim=dim // heads
+        heads=heads,
+        q_rank=3 * dim // 8,
+        kv_rank=dim // 4,
+        rope_dim=16,
+        nope_dim=32,
+        value_dim=dim // heads,
+        rope=Rope(base=100.0),  # a few hundred tokens need no slower turns; neighbours are told apart
     )
     dense = PreNorm(mixer=mixer, ffn=SwiGLU(width=2 * dim))
     moe = MoE(experts=8, chosen=2, width=dim // 2, shared=1, speed=1e-2)
@@ -74,7 +81,7 @@ def for_model(model: Model) -> Recipe:
 
 def demo() -> Recipe:
     return for_model(small_mythos(dim=256, heads=4, vocab=4096, grad=2)).replace(
-        batch=32, length=128, steps=None, seconds=285.0, eval_every=100, sample_every=100, save_every=100
+        batch=32, length=128, steps=None, seconds=275.0, eval_every=100, sample_every=100, save_every=100
     )
 
 
