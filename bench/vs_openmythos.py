@@ -5,7 +5,8 @@
 Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B.
 Every pair gives a ratio; the table shows the median of the ratios, the smallest and the largest. Above one,
 ours is faster. `share` is what ours reaches of the rate of a plain matrix product measured in the same run.
-In bfloat16 both run under autocast (the original has no other). Results go to bench/results/ as JSON.
+In bfloat16 both run under autocast (the original has no other). Both run in one process that keeps freed
+memory, as `mythos train` does. Results go to bench/results/ as JSON.
 """
 
 import json
@@ -24,6 +25,8 @@ import torch
 import tyro
 from clock import Clock, Timer
 from sides import LATENT_LAYERS, ONE_LAYER, SIZES, Mixer, Precision, Sides
+
+from open_mythos.train.allocator import keep_freed_memory
 
 Task = Literal["forward", "train", "decode", "attention", "memory", "cache", "counts"]
 TASKS: tuple[Task, ...] = ("forward", "train", "decode", "attention", "memory", "cache", "counts")
@@ -201,6 +204,7 @@ def main() -> None:
     if options.quick:
         options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
         options.contexts, options.batches, options.budget = (128, 1024), (1,), 2.0
+    keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
