@@ -2,8 +2,9 @@
 
 It is given its task as JSON and then, line by line, the seconds to go on for; after each turn it prints one
 line of JSON: its own training time so far, the tokens seen, and held-out bits per byte. Measuring is not
-counted as training. The original is the package's own code, trained as its script trains on a machine
-without a GPU: float32, all logits, clipping at 1, fused AdamW on everything, warmup and cosine.
+counted as training, and every side keeps freed memory. The original is the package's own code, trained as its
+script trains on a machine without a GPU: float32, all logits, clipping at 1, fused AdamW on everything, warmup
+and cosine.
 
 python bench/learner.py TASK
 """
@@ -23,6 +24,7 @@ from open_mythos.analysis import rival
 from open_mythos.data.corpus import Corpus
 from open_mythos.data.rows import in_order
 from open_mythos.data.shards import open_corpus
+from open_mythos.train.allocator import keep_freed_memory
 from open_mythos.train.evaluate import held_out_bits
 from open_mythos.train.lr import WarmupCosine
 from open_mythos.train.recipe import Prepared, Recipe
@@ -135,6 +137,7 @@ class Original:
 
 def main() -> None:
     task = Task(**json.loads(sys.argv[1]))
+    keep_freed_memory()
     torch.set_num_threads(task.threads)
     corpus = open_corpus(Path(task.text), verify=False)
     side: Side = Ours(task, corpus) if task.lr is None else Original(task, corpus)

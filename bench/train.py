@@ -40,9 +40,9 @@ class Options:
     level: float | None = None  # bits per byte to reach; default: what the original reaches
     their_lrs: tuple[float, ...] = (3e-4,)
     threads: int = 2
-    vocab: int = 2048
+    vocab: int = 4096
     length: int = 128
-    batch: int = 16
+    batch: int = 32
     rows: int = 64  # of held-out text, measured after every turn
     seed: int = 0
     text: Path | None = None  # where the tokenized corpus is kept; default: runs/bench-text-VOCAB

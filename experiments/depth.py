@@ -4,7 +4,7 @@
 
 Three ways of training see the same text in the same batches, and have the same number of parameters:
 
-    ours       train.recipes: last state as the answer, depth drawn per sequence, Muon and AdamW
+    ours       train.recipes: last state as the answer, depth drawn per batch, Muon and AdamW
     original   open-mythos 0.5.0 as released, by the recipe of its script: ACT, always the same loops, AdamW
     random     the same with loops drawn per batch, as its users tried
 
@@ -312,7 +312,9 @@ def _train_one(folder: Path, job: Job) -> None:
     import torch
 
     from open_mythos.analysis.sweep import sweep
+    from open_mythos.train.allocator import keep_freed_memory
 
+    keep_freed_memory()
     torch.set_num_threads(1)
     settings = json.loads((folder / "settings.json").read_text())
     recipe, corpus = _recipe(settings, job, folder), _corpus(folder, settings)
