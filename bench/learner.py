@@ -2,8 +2,8 @@
 
 It is given its task as JSON and then, line by line, the seconds to go on for; after each turn it prints one
 line of JSON: its own training time so far, the tokens seen, and held-out bits per byte. Measuring is not
-counted as training, and every side keeps freed memory. The original is the package's own code, trained as its
-script trains on a machine without a GPU: float32, all logits, clipping at 1, fused AdamW on everything, warmup
+counted as training; both sides keep freed memory. The original is the package's own code, trained as its
+script trains on a machine without a GPU: float32, all logits, clipping at 1, AdamW on everything, warmup
 and cosine.
 
 python bench/learner.py TASK
