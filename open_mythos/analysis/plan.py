@@ -27,7 +27,7 @@ from open_mythos.loop.schedule import Plan as Depth
 from open_mythos.loop.schedule import Ramp
 from open_mythos.model import LoopedLM, Model
 from open_mythos.nn.context import Context
-from open_mythos.train.loss import CHUNK_BYTES
+from open_mythos.train.loss import CHUNK_BYTES, CHUNK_ROWS
 from open_mythos.train.optim import AdamW, Optimiser
 from open_mythos.train.roles import roles
 
@@ -111,7 +111,7 @@ def memory(model: Model, mesh: Mesh, work: Work) -> Memory:
         optimizer=4 * optimizer_numbers(model, work.optimiser) / mesh.gpus,
         gathered=2 * (root + loop) + (2 + 4) * loop if mesh.gpus > 1 else 0.0,
         activations=work.rows * work.length * activation_bytes(model, work.remat),
-        loss=2 * CHUNK_BYTES + 4 * model.vocab * model.dim,
+        loss=2 * max(CHUNK_BYTES, 4 * CHUNK_ROWS * model.vocab) + 4 * model.vocab * model.dim,
     )
 
 

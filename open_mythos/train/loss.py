@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from open_mythos.shapes import Features, PerToken, Tokens
 
 IGNORED = -100  # a target that is not to be predicted
-CHUNK_BYTES = 2**25  # of fp32 logits at a time
+CHUNK_BYTES, CHUNK_ROWS = 2**24, 256  # of fp32 logits at a time, and the fewest rows that are fast
 
 Scalar = Float[Tensor, ""]
 
@@ -66,7 +66,7 @@ def next_token_loss(
         targets.flatten(),
         scales.flatten(),
         z_loss,
-        chunk or max(16, CHUNK_BYTES // (4 * head.shape[0])),
+        chunk or max(CHUNK_ROWS, CHUNK_BYTES // (4 * head.shape[0])),
         torch.is_grad_enabled(),
     )
     return Loss(total, (targets != IGNORED).sum(), tokens.view_as(targets))
