@@ -150,7 +150,13 @@ class LoopCore(nn.Module):
             state = _where(frozen, moved, state)
             # Copies that autocast made without gradient must not be met again with it.
             torch.clear_autocast_cache()
+        if torch.is_grad_enabled():  # or the first step with gradient would be a graph of its own
+            state = state._replace(h=_with_gradient(state.h), answer=_with_gradient(state.answer))
         return _Run(self, live, frozen, (0,) * len(live), notes).go(state, ctx, watch, judge)
+
+
+def _with_gradient(x: Hidden) -> Hidden:
+    return x if x.requires_grad else x.detach().requires_grad_()
 
 
 class _Run:
