@@ -21,6 +21,7 @@ from open_mythos.loop.inject import DiagonalInjection
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
 from open_mythos.loop.update import LTIUpdate
+from open_mythos.nn.attention import TokenValues
 from open_mythos.nn.block import Block
 from open_mythos.nn.cache import Cache
 from open_mythos.nn.context import Context
@@ -80,8 +81,17 @@ class LoopedLM(nn.Module):
         self.norm = config.norm.build(dim) if config.norm is not None else None
         self.head = nn.Linear(dim, config.vocab, bias=False)
         self._tie()
+        self._check_tables()
         if not self.embed.weight.is_meta:
             self.reset_parameters()
+
+    def _check_tables(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, TokenValues) and module.config.vocab < self.config.vocab:
+                raise ValueError(
+                    f"the value embedding {name} has rows for {module.config.vocab} tokens, the vocabulary "
+                    f"has {self.config.vocab}; give mixer.values.vocab and vocab the same value"
+                )
 
     def _tie(self) -> None:
         if self.config.tied:

@@ -28,7 +28,10 @@ def run(tmp_path_factory):
     for i in range(20):
         (place / f"text{i}.txt").write_text(f"line {i} of some text that is held out or not\n" * 9)
     config = MODELS["parcae"].replace(vocab=259, context=256)
-    config = config.override('loop.layers.*.mixer.values={"is": "ValueEmbedding", "vocab": 259, "gate": 8}')
+    for layers in ("prelude", "loop.layers", "coda"):
+        config = config.override(
+            f'{layers}.*.mixer.values={{"is": "ValueEmbedding", "vocab": 259, "gate": 8}}'
+        )
     source = Files(paths=tuple(str(path) for path in sorted(place.glob("*.txt"))))
     data = CorpusConfig(source=source, tokenizer=Bytes(), held_out=0.3)
     folder = place / "small"

@@ -62,3 +62,10 @@ def test_every_name_gives_a_model_that_survives_json(name: str) -> None:
 def test_a_wrong_name_gets_a_hint() -> None:
     with pytest.raises(ValueError, match=r"no preset 'ouro-1.4'.*ouro-1.4b"):
         preset("ouro-1.4")
+
+
+def test_a_larger_vocabulary_needs_larger_value_embeddings() -> None:
+    with pytest.raises(
+        ValueError, match=r"prelude\.1\.mixer.* rows for 32768 tokens, the vocabulary has 40000"
+    ):
+        count(preset("parcae-140m").replace(vocab=40_000))
