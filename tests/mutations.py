@@ -226,7 +226,7 @@ MUTATIONS = [
     Mutation(
         "the model draws nothing",
         "loop/start.py",
-        "b=3 * self.std, generator=rng)",
+        "b=3 * self.std, generator=own)",
         "b=3 * self.std)",
         f"{LAWS}conduct.py -k draws",
     ),
@@ -268,15 +268,15 @@ MUTATIONS = [
     Mutation(
         "attention: scaled",
         "nn/attend.py",
-        "scores = (shared * scale)",
-        "scores = (shared * 1)",
+        "torch.bmm(rows * scale, keys.mT)",
+        "torch.bmm(rows, keys.mT)",
         "unit/nn/test_attend.py",
     ),
     Mutation(
         "attention: heads meet their group's keys",
         "nn/attend.py",
-        "shared = q.unflatten(1, (k.shape[1], -1))",
-        "shared = q.unflatten(1, (-1, k.shape[1])).transpose(1, 2)",
+        "rows = q.reshape(",
+        "rows = q.unflatten(1, (-1, groups)).transpose(1, 2).reshape(",
         "unit/nn/test_attend.py",
     ),
     Mutation(
@@ -303,8 +303,8 @@ MUTATIONS = [
     Mutation(
         "latent attention: absorbed is rebuilt",
         "nn/attention.py",
-        "ctx.sight(), self.scale) @ to_value.mT",
-        "ctx.sight()) @ to_value.mT",
+        "keys[..., : c.kv_rank], ctx.sight(), self.scale)",
+        "keys[..., : c.kv_rank], ctx.sight())",
         "unit/nn/test_attention.py",
     ),
     Mutation(
