@@ -28,6 +28,7 @@ from open_mythos.nn.context import Context
 from open_mythos.nn.init import Init, Normal, initialise
 from open_mythos.nn.linear import Projection
 from open_mythos.nn.moe import MixtureOfExperts
+from open_mythos.nn.ngram import NGrams
 from open_mythos.nn.norm import Norm, RMSNorm
 from open_mythos.nn.tally import Tally, Where
 from open_mythos.shapes import Features, Hidden, Logits, PerSequence, Steps, Tokens
@@ -46,6 +47,7 @@ class Model(Config):
     dim: int
     context: int = 1_000_000  # the most tokens a sequence may have
     embed_scale: float = 1.0
+    ngrams: NGrams | None = None
     prelude: tuple[Block, ...] = ()
     enter: Norm | None = None  # between prelude and loop
     loop: Loop | None = None
@@ -73,6 +75,7 @@ class LoopedLM(nn.Module):
         self.config = config
         dim = config.dim
         self.embed = nn.Embedding(config.vocab, dim)
+        self.ngrams = config.ngrams.build(dim) if config.ngrams is not None else None
         self.prelude = nn.ModuleList(block.build(dim) for block in config.prelude)
         self.enter = config.enter.build(dim) if config.enter is not None else None
         self.loop = config.loop.build(dim) if config.loop is not None else None
@@ -117,6 +120,8 @@ class LoopedLM(nn.Module):
     ) -> State:
         """Tokens to the state before the first step. `start` takes the place of the model's own h_0."""
         x = self.embed(tokens) * self.config.embed_scale
+        if self.ngrams is not None:
+            x = self.ngrams(x, tokens, ctx.at("embed", 0))
         for i, block in enumerate(self.prelude):
             x = block(x, ctx.at("prelude", i))
         if self.enter is not None:

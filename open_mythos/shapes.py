@@ -10,7 +10,7 @@ People read these annotations always, the type checker while writing, and bearty
 outside the tests they cost nothing.
 """
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Num
 from torch import Tensor
 
 Tokens = Int[Tensor, "B T"]
@@ -28,4 +28,4 @@ Keys = Float[Tensor, "B G S K"]
 Values = Float[Tensor, "B G S Kv"]
 Mixed = Float[Tensor, "B H T Kv"]
 Mask = Bool[Tensor, "#B 1 T S"]  # true where a query may look
-CacheEntry = Float[Tensor, "B ... W"]  # tokens on the axis before the last
+CacheEntry = Num[Tensor, "B ... W"]  # tokens on the axis before the last

@@ -6,6 +6,7 @@ from open_mythos.model import FinalNorm, Model
 from open_mythos.nn.attention import GQA, MLA
 from open_mythos.nn.block import PreNorm, Sandwich
 from open_mythos.nn.ffn import MoE, SwiGLU
+from open_mythos.nn.ngram import NGrams
 from open_mythos.presets import (
     baseline,
     chen,
@@ -50,6 +51,7 @@ MODELS = {
     "mythos-mla": mythos(LATENT, act=False),
     "mythos-mla-act": mythos(LATENT, act=True),
     "mythos-gqa-act": mythos(GROUPED, act=True),
+    "ngrams": mythos(LATENT, act=False).replace(ngrams=NGrams(rows=97, orders=(2, 3))),
     "parcae": parcae.assemble(parcae.Size(DIM, 4, 2), vocab=VOCAB, context=1_000_000, mean=3, grad=2),
     "huginn": tiny(
         Loop(

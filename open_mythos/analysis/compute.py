@@ -108,7 +108,7 @@ def _parts(lm: LoopedLM) -> dict[str, int]:
     )
     rest = {name: _size(child) for name, child in lm.named_children() if name != "loop"}
     rest["head"] = 0 if lm.config.tied else rest.get("head", 0)
-    order = ("embed", "prelude", "enter", *loop, "readout", "coda", "norm", "head")
+    order = ("embed", "ngrams", "prelude", "enter", *loop, "readout", "coda", "norm", "head")
     return {name: count for name in order if (count := (rest | loop).get(name, 0))}
 
 

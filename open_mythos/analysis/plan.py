@@ -98,11 +98,15 @@ class Work(NamedTuple):
     optimiser: Optimiser = AdamW()
 
 
+# Parts that belong to no unit of their own.
+ROOT = "embed", "ngrams", "head", "enter", "norm", "readout"
+
+
 def memory(model: Model, mesh: Mesh, work: Work) -> Memory:
     """What one GPU holds at the worst moment, the loop's backward pass, without fragmentation."""
     counted = parameters(model)
     per_gpu = counted.total / mesh.gpus
-    root = sum(counted.by_part.get(name, 0) for name in ("embed", "head", "enter", "norm", "readout"))
+    root = sum(counted.by_part.get(name, 0) for name in ROOT)
     looped_experts = _looped_experts(model)
     loop = counted.looped - looped_experts + looped_experts / mesh.expert
     return Memory(

@@ -36,7 +36,7 @@ from open_mythos.shapes import CacheEntry, Positions, Rows
 class Place(NamedTuple):
     """Where in the unrolled network a layer is being run. Layers never know their own number."""
 
-    stage: str = "prelude"  # "prelude", "loop" or "coda"
+    stage: str = "prelude"  # "embed", "prelude", "loop" or "coda"
     layer: int = 0
     step: int | tuple[int, ...] = 0  # inside the loop: one for all rows, or one per row
     part: int = 0  # which of the things that the layer remembers

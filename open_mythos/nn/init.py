@@ -2,8 +2,8 @@
 
 A module fills its own special parameters (`reset_parameters`); an initialisation then sets the matrices
 and tables by their role: "out" maps' results are added to the stream, "up" is the second half of a gated
-pair, "in" all the rest. Value embeddings and their gates, and a `Projection` with `own_init`, keep what they
-filled in themselves.
+pair, "in" all the rest. Value embeddings and their gates, n-gram embeddings, and a `Projection` with
+`own_init`, keep what they filled in themselves.
 
     Normal        N(0, std^2)                                        GPT-2; OpenMythos: std 0.02
     ScaledNormal  N(0, 2 / (5 D)), out / sqrt(2 layers)              Takase et al. 2023 (arXiv 2312.16903),
@@ -24,6 +24,7 @@ from open_mythos.nn.attention import TokenValues
 from open_mythos.nn.ffn import GatedFeedForward
 from open_mythos.nn.linear import Projection
 from open_mythos.nn.moe import MixtureOfExperts
+from open_mythos.nn.ngram import HashedNGrams
 
 Role = Literal["in", "up", "out"]
 
@@ -75,7 +76,10 @@ def initialise(model: nn.Module, init: "Init", dim: int) -> None:
 
 def _matrices(model: nn.Module) -> Iterator[tuple[Tensor, Role]]:
     seen = {
-        id(p) for module in model.modules() if isinstance(module, TokenValues) for p in module.parameters()
+        id(p)
+        for module in model.modules()
+        if isinstance(module, TokenValues | HashedNGrams)
+        for p in module.parameters()
     }
     for module in model.modules():
         if isinstance(module, GatedFeedForward) and id(module.gate_up.weight) not in seen:
