@@ -308,6 +308,20 @@ MUTATIONS = [
         "unit/nn/test_attention.py",
     ),
     Mutation(
+        "n-grams: end with the document",
+        "nn/ngram.py",
+        "there = there & (back(ctx.documents) == ctx.documents)",
+        "there = there",
+        "unit/nn/test_ngram.py",
+    ),
+    Mutation(
+        "n-grams: go on from the cache",
+        "nn/ngram.py",
+        "there, column = wanted >= 0, wanted.clamp_min(0)",
+        "there, column = wanted > 0, wanted.clamp_min(0)",
+        f"{LAWS}cache.py -k ngrams",
+    ),
+    Mutation(
         "rope: exact far out",
         "nn/rope.py",
         "dtype=torch.float64",

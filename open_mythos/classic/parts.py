@@ -25,7 +25,7 @@ from open_mythos.loop.halt import ACT, AdaptiveHalting
 from open_mythos.loop.mark import step_sinusoid
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
-from open_mythos.loop.update import LTIUpdate
+from open_mythos.loop.update import LTI, LTIUpdate
 from open_mythos.nn.attention import GroupedAttention, LatentAttention
 from open_mythos.nn.block import PreNormBlock
 from open_mythos.nn.cache import Place, Span
@@ -221,7 +221,7 @@ class LTIInjection(nn.Module):
 
     def __init__(self, dim: int, core: LTIUpdate | None = None) -> None:
         super().__init__()
-        self.core = LTIUpdate(dim) if core is None else core
+        self.core = LTI().build(dim) if core is None else core
 
     def get_A(self) -> Float[Tensor, "D"]:  # noqa: N802 (the original's name)
         """The diagonal of A, float32."""

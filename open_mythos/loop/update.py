@@ -9,6 +9,7 @@ construction: A stays strictly inside (0, 1) in float32, and its gradient finite
 Law: tests/laws/test_update.py.
 """
 
+import math
 from typing import final
 
 import torch
@@ -26,8 +27,14 @@ class Replace(Config):
 
 
 class LTI(Config):
+    decay: float = math.exp(-1)  # at initialisation; the smaller, the fewer steps until the state rests
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decay < 1:
+            raise ValueError(f"LTI begins with a decay between 0 and 1, got {self.decay}")
+
     def build(self, dim: int) -> "LTIUpdate":
-        return LTIUpdate(dim)
+        return LTIUpdate(self, dim)
 
 
 class Gate(Config):
@@ -45,15 +52,16 @@ class ReplaceUpdate(nn.Module):
 
 @final
 class LTIUpdate(nn.Module):
-    def __init__(self, dim: int) -> None:
+    def __init__(self, config: LTI, dim: int) -> None:
         super().__init__()
+        self.config = config
         self.log_a = nn.Parameter(torch.empty(dim))
         self.log_dt = nn.Parameter(torch.empty(1))
         self.b = nn.Parameter(torch.empty(dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.log_a)
+        nn.init.constant_(self.log_a, math.log(-math.log(self.config.decay)))
         nn.init.zeros_(self.log_dt)
         nn.init.constant_(self.b, 0.1)
 

@@ -48,8 +48,8 @@ class HashedNGrams(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        for table in self.tables:
-            nn.init.zeros_(table.weight)
+        for table in self.parameters():
+            nn.init.zeros_(table)
 
     def forward(self, x: Hidden, tokens: Tokens, ctx: Context) -> Hidden:
         before = previous(tokens, ctx, max(self.config.orders) - 1)
