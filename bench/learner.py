@@ -53,8 +53,7 @@ class Task(NamedTuple):
 
     def recipe(self) -> Recipe:
         """Ours; of the original it is the size, the text and the batches."""
-        heads, grad = max(1, self.dim // 64), max(1, self.loops // 2)
-        model = small_mythos(self.dim, heads, self.vocab, mean=self.loops, grad=grad)
+        model = small_mythos(self.dim, max(1, self.dim // 64), self.vocab, mean=self.loops)
         return for_model(model).replace(
             data=Prepared(folder=self.text),
             length=self.length,

@@ -255,7 +255,7 @@ def _recipe(settings: dict[str, Any], job: Job, folder: Path) -> Any:
     from open_mythos.train.recipes import for_model, small_mythos
 
     dim, loops, update = settings["dim"], settings["mean"], settings["batch"] * settings["length"]
-    model = small_mythos(dim, max(1, dim // 64), settings["vocab"], mean=loops, grad=max(1, loops // 2))
+    model = small_mythos(dim, max(1, dim // 64), settings["vocab"], mean=loops)
     recipe = for_model(model).replace(
         data=Prepared(folder=str(_text(folder, settings["vocab"]))),
         length=settings["length"],

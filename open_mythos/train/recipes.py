@@ -16,6 +16,7 @@ from open_mythos.nn.block import PreNorm
 from open_mythos.nn.ffn import SwiGLU
 from open_mythos.nn.init import Normal
 from open_mythos.nn.moe import MoE
+from open_mythos.nn.ngram import NGrams
 from open_mythos.nn.norm import RMSNorm
 from open_mythos.nn.rope import Rope
 from open_mythos.train.lr import WarmupStableDecay
@@ -24,13 +25,14 @@ from open_mythos.train.optim import AdamW, MuonAdamW
 from open_mythos.train.recipe import Recipe
 
 
-def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | None = None) -> Model:
+def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4) -> Model:
     """The whole architecture at a small width, set up so that more loops than trained do no harm.
 
-    Against the original: depth is drawn at random, the loop begins with noise and its answer is the last
-    state (no ACT average, which ties a model to its trained depth), its input is normalised, the loop index
-    is a share of the stream, the maps into the stream begin at zero and the depth LoRA's scales at one.
-    Steps past the mean are not told apart, so that from there on the loop is one map and can settle.
+    Against the original: depth is drawn at random, now and then a great one; the loop begins with noise and
+    its answer is the last state (no ACT average, which ties a model to its trained depth), its input is
+    normalised, the loop index is a share of the stream, the maps into the stream begin at zero and the depth
+    LoRA's scales at one. Steps past the mean are not told apart, so that from there on the loop is one map
+    and can settle, and its linear part forgets fast, so that it does settle within a few steps.
     """
     mixer = MLA(
         heads=heads,
@@ -54,9 +56,9 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | 
             mark=mark.StepSinusoid(relative=True, amplitude=0.3, steps=round(mean)),
             inject=inject.NormedAdd(),
             adapt=adapt.DepthLoRA(rank=8, steps=round(mean)),
-            update=update.LTI(),
+            update=update.LTI(decay=0.05),
             # Drawn per batch: rows of many depths leave a small machine with products too small to share out.
-            schedule=schedule.Poisson(mean=mean, grad=grad, per="batch", most=2 * round(mean)),
+            schedule=schedule.LogNormalPoisson(mean=mean, grad=round(mean), most=8 * round(mean)),
         ),
         coda=(dense,),
         tied=False,
@@ -67,7 +69,7 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | 
 def for_model(model: Model) -> Recipe:
     """A recipe for any model: Muon and AdamW, warm up, stay, decay. Give it `steps`, `length` and `batch`."""
     muon = Muon(lr=0.02)
-    adamw = AdamW(lr=2e-2, beta1=0.8, eps=1e-10, weight_decay=0.0, vector_scale=0.2)
+    adamw = AdamW(lr=1.3e-2, beta1=0.8, eps=1e-10, weight_decay=0.0, vector_scale=0.2)
     return Recipe(
         model=model,
         data=CorpusConfig(tokenizer=BPE(vocab_size=min(model.vocab, 32_768))),
@@ -80,7 +82,8 @@ def for_model(model: Model) -> Recipe:
 
 
 def demo() -> Recipe:
-    return for_model(small_mythos(dim=256, heads=4, vocab=4096, grad=2)).replace(
+    model = small_mythos(dim=256, heads=4, vocab=2048)
+    return for_model(model.replace(ngrams=NGrams(rows=32_768, orders=(2, 3)))).replace(
         batch=32, length=128, steps=None, seconds=275.0, eval_every=100, sample_every=100, save_every=100
     )
 
