@@ -8,7 +8,8 @@ import pytest
 from open_mythos import variants
 from open_mythos.analysis.table import markdown
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+README_FOLDER = Path(__file__).parents[2]
+README = (README_FOLDER / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["mythos_1b", "mythos_7b", "mythos_100b"])
@@ -29,3 +30,9 @@ def test_the_usage_runs_word_for_word() -> None:
     exec(code[1], seen)
     assert tuple(seen["out"].shape) == (2, 24)  # type: ignore[attr-defined]
     assert float(seen["A"].detach().max()) < 1  # type: ignore[attr-defined]
+
+
+def test_the_reading_order_is_a_thousand_lines() -> None:
+    order = README.split("## Read it")[1].split("From there")[0]
+    files = [README_FOLDER / name for name in re.findall(r"`(open_mythos/\S+\.py)`", order)]
+    assert 800 <= sum(len(file.read_text().splitlines()) for file in files) <= 1200
