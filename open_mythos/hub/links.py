@@ -2,8 +2,8 @@
 
 A `Link` says that some of theirs, laid end to end, are some of ours, laid end to end. One to one is the
 usual case; one to three is a joint matrix for queries, keys and values; two to one a gate and its partner
-that they keep apart and we keep in one matrix. The same table is read both ways, so what can be loaded can be
-written.
+that they keep apart and we keep in one matrix; and a matrix may lie there on its side. The same table is read
+both ways, so what can be loaded can be written.
 """
 
 import difflib
@@ -18,20 +18,23 @@ class Link(NamedTuple):
     theirs: tuple[str, ...]
     ours: tuple[str, ...]
     shape: tuple[int, ...] | None = None  # of theirs, where it is not ours joined by rows
+    turned: bool = False  # theirs is the transpose of ours
 
 
 Names = str | Sequence[str]
 Read = Callable[[str], Tensor]
 
 
-def link(theirs: Names, ours: Names, shape: tuple[int, ...] | None = None) -> Link:
-    return Link(_tuple(theirs), _tuple(ours), shape)
+def link(theirs: Names, ours: Names, shape: tuple[int, ...] | None = None, *, turned: bool = False) -> Link:
+    return Link(_tuple(theirs), _tuple(ours), shape, turned)
 
 
 def nest(links: Iterable[Link], theirs: str, ours: str) -> list[Link]:
     """The same links with their names and ours under a prefix."""
     return [
-        Link(tuple(theirs + name for name in x.theirs), tuple(ours + name for name in x.ours), x.shape)
+        x._replace(
+            theirs=tuple(theirs + name for name in x.theirs), ours=tuple(ours + name for name in x.ours)
+        )
         for x in links
     ]
 
@@ -49,17 +52,15 @@ def check_names(links: Sequence[Link], there: Iterable[str], spare: Iterable[str
 
 @torch.no_grad()
 def pour(links: Sequence[Link], read: Read, ours: Mapping[str, Tensor]) -> None:
-    """Copy what `read` gives for their names into our tensors, holding one link's tensors at a time."""
+    """Copy what `read` gives for their names into our tensors, holding one link's tensors at a time.
+
+    Raises `ValueError` for a tensor of another shape than its place.
+    """
     for x in links:
         targets = [ours[name] for name in x.ours]
-        flat = _end_to_end([read(name) for name in x.theirs])
-        sizes = [target.numel() for target in targets]
-        if len(flat) != sum(sizes):
-            shapes = ", ".join(str(tuple(target.shape)) for target in targets)
-            raise ValueError(
-                f"{' and '.join(x.theirs)} should hold {sum(sizes)} numbers, for {shapes}, not {len(flat)}"
-            )
-        for target, part in zip(targets, flat.split(sizes), strict=True):
+        shape = _their_shape(x, targets)
+        flat = _end_to_end([_checked(name, read(name), shape, x.turned) for name in x.theirs])
+        for target, part in zip(targets, flat.split([t.numel() for t in targets]), strict=True):
             target.copy_(part.view_as(target))
 
 
@@ -67,8 +68,23 @@ def draw_off(x: Link, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Their tensors, made of ours."""
     parts = [ours[name].detach() for name in x.ours]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    whole = whole if x.shape is None else whole.reshape(x.shape)
+    if x.shape is not None:
+        whole = whole.reshape(x.shape)
+    whole = whole.mT if x.turned else whole
     return {name: part.contiguous() for name, part in zip(x.theirs, whole.chunk(len(x.theirs)), strict=True)}
+
+
+def _their_shape(x: Link, ours: Sequence[Tensor]) -> tuple[int, ...]:
+    """Of each of theirs, which are equal parts of the whole."""
+    rows, *rest = x.shape or (sum(len(tensor) for tensor in ours), *ours[0].shape[1:])
+    shape = rows // len(x.theirs), *rest
+    return shape[::-1] if x.turned else shape
+
+
+def _checked(name: str, tensor: Tensor, shape: tuple[int, ...], turned: bool) -> Tensor:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name} should have the shape {shape}, by config.json, not {tuple(tensor.shape)}")
+    return tensor.mT if turned else tensor
 
 
 def _end_to_end(tensors: Sequence[Tensor]) -> Tensor:

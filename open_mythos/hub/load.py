@@ -38,7 +38,7 @@ def from_pretrained(
     folder = _folder(name)
     config = read_config(folder)
     family = recognise(config)
-    model = family.to_model(config)
+    model = _model(family, config)
     links, weights = family.links(model), Weights(folder)
     embedding = next(x.theirs[0] for x in links if EMBEDDING in x.ours)
     stand_in = _stand_in(model, weights, embedding)
@@ -78,6 +78,13 @@ def recognise(config: dict[str, Any]) -> Family:
     signs = {key: config[key] for key in ("model_type", "architectures", "_class_name") if key in config}
     known = ", ".join(f.NAME for f in FAMILIES)
     raise ValueError(f"config.json is of no family known here ({known}); it says {signs or 'nothing of it'}")
+
+
+def _model(family: Family, config: dict[str, Any]) -> Model:
+    try:
+        return family.to_model(config)
+    except KeyError as error:
+        raise ValueError(f"config.json lacks {error}, which a {family.NAME} model needs") from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

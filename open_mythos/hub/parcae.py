@@ -31,6 +31,8 @@ from open_mythos.presets.parcae import QK_NORM, has_table
 NAME = "parcae"
 INJECTIONS: Mapping[str, Injection] = {"diagonal": Diagonal(), "linear": Concat(), "add": Add()}
 ACTIVATIONS = {"ReLU2": "half_relu2", "GELU": "gelu", "SiLU": "silu", "ReLU": "relu"}
+# Ways to fill weights that change nothing else; others scale the embedding or the logits as well.
+STRATEGIES = ("scaled-zero", "scaled", "scaled-geiping", "scaled-stuck", "small", "takase")
 SCHEMES = ("poisson-truncated-full", "poisson-full", "poisson-lognormal-filling", "fixed")
 FIXED = {
     "use_abacus": False,
@@ -53,6 +55,9 @@ def recognise(config: Settings) -> bool:
 def to_model(config: Settings) -> Model:
     for name, value in FIXED.items():
         need(config, name, value, family="Parcae")
+    need(config, "init_strategy", *STRATEGIES, family="Parcae")
+    if _looped(config) and not config["tie_embeddings"]:
+        need(config, "use_fused_head", "pytorch", None, "cce", family="untied Parcae")
     norm = RMSNorm(eps=config["norm_eps"])
     blocks = tuple(_block(config, used) for used in _used(config))
     model = Model(
@@ -90,7 +95,8 @@ def to_config(model: Model) -> dict[str, Any]:
 def links(model: Model) -> Sequence[Link]:
     found = [link("transformer.wte.weight", "embed.weight"), link("transformer.ln_f.weight", "norm.weight")]
     if not model.tied:
-        found.append(link("lm_head.weight", "head.weight"))
+        # Their code without a loop keeps a head of its own as (dim, vocabulary).
+        found.append(link("lm_head.weight", "head.weight", turned=model.loop is None))
     if model.loop is None:
         return found + _stage(model.prelude, "transformer.h", "prelude", 0, model.dim)
     p, r = len(model.prelude), len(model.loop.layers)

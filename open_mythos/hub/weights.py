@@ -33,6 +33,8 @@ class Weights:
 
     def read(self, name: str) -> Tensor:
         file = self._open(self._home[name])
+        if name not in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+            raise ValueError(f"{self.folder / self._home[name]} lacks {name}, which the index says it holds")
         tensor: Tensor = file[name] if isinstance(file, dict) else file.get_tensor(name)
         return tensor
 
@@ -93,9 +95,20 @@ def _where(folder: Path, open_: Any) -> dict[str, str]:
             return dict.fromkeys(open_(whole).keys(), whole)
         index = folder / f"{whole}.index.json"
         if index.is_file():
-            home: dict[str, str] = json.loads(index.read_text())["weight_map"]
-            return home
+            return _indexed(index)
     raise ValueError(f"{folder} holds no weights: none of {', '.join(WHOLE)}, nor an index of shards")
+
+
+def _indexed(index: Path) -> dict[str, str]:
+    """What an index says. Raises `ValueError` where it is none, or leads out of its folder."""
+    try:
+        home: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        outside = next((file for file in home.values() if Path(file).name != file), None)
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index} is not an index of shards: it needs a weight_map ({error!r})") from error
+    if outside is not None:
+        raise ValueError(f"{index} names {outside!r}, which is not a file beside it")
+    return home
 
 
 def _open(path: Path) -> Any:

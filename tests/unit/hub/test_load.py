@@ -99,16 +99,37 @@ def test_missing_and_unknown_names_are_told_with_the_closest(saved: Path) -> Non
 
 def test_a_tensor_of_another_size_is_told(saved: Path) -> None:
     tensors = load_file(saved / "model.safetensors")
-    tensors["transformer.adapter.weight"] = torch.zeros(3, 4)
-    save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(ValueError, match=r"transformer.adapter.weight should hold 2048 numbers"):
-        from_pretrained(saved)
+    for shape in (3, 4), (64, 32):  # the second has the right count
+        tensors["transformer.adapter.weight"] = torch.zeros(shape)
+        save_file(tensors, saved / "model.safetensors")
+        with pytest.raises(ValueError, match=r"transformer.adapter.weight should have the shape \(32, 64\)"):
+            from_pretrained(saved)
+
+
+@pytest.mark.parametrize(
+    ("index", "complaint"),
+    [
+        ("{", "not an index of shards"),
+        ("{}", "weight_map"),
+        ('{"weight_map": {"a": "../model.safetensors"}}', "not a file beside it"),
+        ('{"weight_map": {"transformer.adapter.weight": "one.safetensors"}}', "one.safetensors lacks"),
+    ],
+)
+def test_an_index_that_cannot_be_followed_is_told(saved: Path, index: str, complaint: str) -> None:
+    save_file({"another": torch.zeros(3)}, saved / "one.safetensors")
+    (saved / "model.safetensors").unlink()
+    (saved / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=complaint):
+        weights.Weights(saved).read("transformer.adapter.weight")
 
 
 def test_settings_that_we_do_not_have_are_told(saved: Path) -> None:
     config = json.loads((saved / "config.json").read_text())
     (saved / "config.json").write_text(json.dumps(config | {"nonlin_name": "GELU"}))
     with pytest.raises(ValueError, match="nonlin_name='GELU'; supported is 'SiLU'"):
+        from_pretrained(saved)
+    (saved / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "n_heads"}))
+    with pytest.raises(ValueError, match=r"config\.json lacks 'n_heads', which a huginn model needs"):
         from_pretrained(saved)
     (saved / "config.json").write_text(json.dumps({"model_type": "mamba"}))
     with pytest.raises(ValueError, match=r"no family known here .*'mamba'"):
@@ -144,11 +165,24 @@ def test_parcaes_ways_to_draw_depths(scheme: str, method: str, schedule: object)
         ("sampling_scheme", "poisson-unbounded"),
         ("sampling_scheme", "poisson-truncated-full-curriculum-1000"),
         ("recurrent_iteration_method", "per-token"),
+        ("init_strategy", "takase-scaled"),  # which scales the logits
     ],
 )
-def test_depths_that_we_do_not_draw_are_told(name: str, value: str) -> None:
+def test_what_parcae_may_do_and_we_do_not_is_told(name: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{name}='{value}'; supported is"):
         parcae.to_model(parcae.to_config(MODELS["parcae"]) | {name: value})
+
+
+def test_a_head_of_its_own_lies_on_its_side_without_a_loop(tmp_path: Path) -> None:
+    """As in the released code: logits = features @ lm_head, and with a loop features @ lm_head.T."""
+    for looped, tables in ((True, MODELS["parcae"]), (False, MODELS["parcae"].replace(loop=None))):
+        stripped = tables if looped else tables.replace(enter=None, leave=None, coda=())
+        lm = stripped.replace(tied=False).build().eval()
+        export(lm, tmp_path, "parcae")
+        head = load_file(tmp_path / "model.safetensors")["lm_head.weight"]
+        theirs = lm.features(TOKENS) @ (head.mT if looped else head)
+        torch.testing.assert_close(theirs, lm(TOKENS))
+        same(from_pretrained(tmp_path).eval(), lm)
 
 
 def test_a_model_that_their_code_cannot_run_is_not_exported(tmp_path: Path) -> None:
