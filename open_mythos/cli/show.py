@@ -100,7 +100,7 @@ def _show(options: Options, model: Model, console: Console) -> None:
 def picture(model: Model, loops: int) -> list[str]:
     """The model from tokens to logits, one line per stage, seam and part of a layer."""
     lines = [f"tokens -> embed {model.vocab:,} x {model.dim:,}"]
-    lines += _stage("  prelude   ", model.prelude)
+    lines += [*_seam("  ngrams    ", model.ngrams), *_stage("  prelude   ", model.prelude)]
     lines += _seam("  enter     ", model.enter)
     if model.loop is not None:
         lines.append(f"  ╭─ loop, {loops} times " + "─" * 40)

@@ -84,7 +84,7 @@ def for_model(model: Model) -> Recipe:
 def demo() -> Recipe:
     model = small_mythos(dim=256, heads=4, vocab=2048)
     return for_model(model.replace(ngrams=NGrams(rows=32_768, orders=(2, 3)))).replace(
-        batch=32, length=128, steps=None, seconds=275.0, eval_every=100, sample_every=100, save_every=100
+        batch=32, length=128, steps=None, seconds=250.0, eval_every=100, sample_every=100, save_every=100
     )
 
 
