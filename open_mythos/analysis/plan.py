@@ -9,8 +9,8 @@ Counted from the model on the meta device, for the way `train/parallel.py` works
     speed      utilisation * peak * N / FLOPs of a token:  3 forward passes where gradient flows, 1 where not,
                and one more of the loop where turns are recomputed
 
-A mesh A x B cuts the routed experts over B groups of GPUs that never gather each other's (expert
-parallelism). It is a what-if: the trainer itself has only A, a single number.
+A mesh A x B is A groups of B GPUs that share out the routed experts and never gather each other's (expert
+parallelism; `expert_parallel=B` of a recipe).
 Law: halving memory by doubling GPUs, and every count against a model that is really built
 (tests/unit/analysis/test_plan.py).
 """
@@ -29,6 +29,7 @@ from open_mythos.model import LoopedLM, Model
 from open_mythos.nn.context import Context
 from open_mythos.train.loss import CHUNK_BYTES, CHUNK_ROWS
 from open_mythos.train.optim import AdamW, Optimiser
+from open_mythos.train.parallel import check_expert_parallel, expert_counts
 from open_mythos.train.roles import roles
 
 LENGTHS = 32, 64  # sequences on which activations are counted
@@ -56,7 +57,7 @@ GPUS = {
 
 
 class Mesh(NamedTuple):
-    """`data` x `expert` GPUs."""
+    """`data` x `expert` GPUs, of which each `expert` ones share out the routed experts."""
 
     data: int
     expert: int = 1
@@ -103,17 +104,23 @@ ROOT = "embed", "ngrams", "head", "enter", "norm", "readout"
 
 
 def memory(model: Model, mesh: Mesh, work: Work) -> Memory:
-    """What one GPU holds at the worst moment, the loop's backward pass, without fragmentation."""
+    """What one GPU holds at the worst moment, the loop's backward pass, without fragmentation.
+
+    Raises `ValueError` if the routed experts cannot be shared out as the mesh says.
+    """
+    check_expert_parallel(model, mesh.expert)
     counted = parameters(model)
     per_gpu = counted.total / mesh.gpus
     root = sum(counted.by_part.get(name, 0) for name in ROOT)
     looped_experts = _looped_experts(model)
     loop = counted.looped - looped_experts + looped_experts / mesh.expert
+    # Experts that are shared out stay gathered for a whole call, also those outside of the loop.
+    others = (counted.experts - looped_experts) / mesh.expert if mesh.expert > 1 else 0
     return Memory(
         weights=4 * per_gpu,
         gradients=4 * per_gpu,
         optimizer=4 * optimizer_numbers(model, work.optimiser) / mesh.gpus,
-        gathered=2 * (root + loop) + (2 + 4) * loop if mesh.gpus > 1 else 0.0,
+        gathered=2 * (root + loop + others) + (2 + 4) * loop if mesh.gpus > 1 else 0.0,
         activations=work.rows * work.length * activation_bytes(model, work.remat),
         loss=2 * max(CHUNK_BYTES, 4 * CHUNK_ROWS * model.vocab) + 4 * model.vocab * model.dim,
     )
@@ -185,12 +192,12 @@ def forecast(model: Model, mesh: Mesh, work: Work, gpu: Gpu, tokens: float, util
 
 def mesh_that_fits(model: Model, mesh: Mesh, work: Work, gpu: Gpu) -> Mesh | None:
     """The least expert parallelism on as many GPUs with which the model fits, if any does."""
-    experts = _fewest_experts(model)
+    counts = expert_counts(model) or {1}
     for groups in (2**n for n in range(int(math.log2(mesh.gpus)) + 1)):
         there = Mesh(mesh.gpus // groups, groups)
         if (
             mesh.gpus % groups == 0
-            and groups <= experts
+            and not any(count % groups for count in counts)
             and memory(model, there, work).total <= 0.9 * gpu.memory
         ):
             return there
@@ -210,11 +217,6 @@ def _looped_experts(model: Model) -> int:
     inside = parameters(model).experts
     outside = parameters(model.replace(loop=None)).experts
     return inside - outside
-
-
-def _fewest_experts(model: Model) -> int:
-    blocks = model.loop.layers if model.loop is not None else ()
-    return min((getattr(block.ffn, "experts", 1) for block in blocks), default=1)
 
 
 def _per_token(saved: list[int]) -> float:

@@ -23,7 +23,7 @@ class Options:
     """A preset's name, a folder with config.json, or a JSON file."""
 
     mesh: str = "8"
-    """GPUs, or data x expert parallelism as in 8x64 (a what-if: the trainer has no expert parallelism)."""
+    """GPUs, or data x expert parallelism as in 8x64 (expert_parallel=64 on 512 GPUs)."""
 
     tokens: float = 30e9
     """Tokens to train on."""
@@ -103,7 +103,7 @@ def _advice(mesh: Mesh | None) -> str:
         )
     return (
         "It does not fit, since the whole loop is gathered on each GPU. With its experts kept apart it\n"
-        f"would, as in --mesh {mesh.data}x{mesh.expert}; the trainer has no such expert parallelism yet."
+        f"would: --mesh {mesh.data}x{mesh.expert} here, and expert_parallel={mesh.expert} to train it so."
     )
 
 

@@ -94,7 +94,7 @@ def launch(recipe: Recipe, folder: Path, options: Options) -> None:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     device = own_device(device_named(options.device))
-    with join(device, options.wait) as world:
+    with join(device, options.wait, recipe.expert_parallel) as world:
         _run(recipe, folder, options, device, world)
 
 

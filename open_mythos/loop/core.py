@@ -84,6 +84,7 @@ class LoopCore(nn.Module):
         self.halt = config.halt.build(dim)
         self.lent = room(config.keys, config.layers, dim)  # what a token's first step lends to later ones
         self.remat = False  # recompute each step in the backward pass instead of keeping its activations
+        self.lockstep = False  # processes meet within the steps, so none may take fewer than the plan says
         # Whether tokens look back only, so that nobody needs those behind the last one running.
         self.causal = all(isinstance(b.mixer, MLA) or b.mixer.attention == "causal" for b in config.layers)
 
@@ -209,7 +210,8 @@ class _Run:
         adaptive = judge is not None or not (
             isinstance(config.halt, Last) and isinstance(config.route, Everyone)
         )
-        if torch.is_grad_enabled() or ctx.positions.is_meta:  # on meta nobody can tell who is done
+        # On the meta device nobody can tell who is done.
+        if torch.is_grad_enabled() or self.loop.lockstep or ctx.positions.is_meta:
             return False
         return adaptive and (ctx.cache is None or not ctx.cache.exact)
 

@@ -149,6 +149,17 @@ class Context:
             self.casts[key] = weight.to(dtype)
         return self.casts[key]
 
+    def fetched(
+        self, weight: Tensor, dtype: torch.dtype, fetch: Callable[[Tensor, torch.dtype], Tensor]
+    ) -> Tensor:
+        """`fetch(weight, dtype)`, once per call and always with a way back: processes that communicate do it
+        equally often, whether or not some of their steps go without gradient."""
+        key = id(weight), dtype
+        if key not in self.casts:
+            with torch.enable_grad():
+                self.casts[key] = fetch(weight, dtype)
+        return self.casts[key]
+
     def sight(self, attention: Literal["causal", "full"] = "causal") -> Sight:
         """What this call's queries may look at, among the columns that `extend` returned."""
         sight = self._ordinary(attention)

@@ -30,18 +30,34 @@ def run_experts(
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
         run = _few if len(x) <= FEW else _fused
         return run(x, gate_up, down, chosen, weights)
-    k = chosen.shape[1]
-    flat = chosen.flatten()
-    order = flat.argsort(stable=True)
-    counts = flat.new_zeros(len(gate_up)).scatter_add_(0, flat, torch.ones_like(flat))
+    order, back, counts = arrange(chosen.flatten(), len(gate_up))
+    y, _ = grouped_swiglu(reordered(x, order, back, chosen.shape[1]), gate_up, down, counts)
+    return weigh(y, order, back, weights)
+
+
+def arrange(
+    kinds: Int[Tensor, "n"], count: int
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"], Int[Tensor, "E"]]:
+    """Where each row of the order by kind comes from, the inverse of that, and how many rows a kind has."""
+    order = kinds.argsort(stable=True)
+    counts = kinds.new_zeros(count).scatter_add_(0, kinds, torch.ones_like(kinds))
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-    y, _ = grouped_swiglu(_Reordered.apply(x, order, back, k), gate_up, down, counts)
-    return (weights[:, None] @ _Reordered.apply(y, back, order, 1).view(len(x), k, -1)).squeeze(1)
+    return order, back, counts
+
+
+def reordered(x: Tensor, order: Tensor, back: Tensor, k: int) -> Tensor:
+    """Row order[i] // k of x as row i; `back` is the inverse of `order`."""
+    return _Reordered.apply(x, order, back, k)
+
+
+def weigh(y: Tensor, order: Tensor, back: Tensor, weights: Float[Tensor, "M k"]) -> Rows:
+    """The weighted sum of what each token's experts said, out of rows sorted by expert."""
+    return (weights[:, None] @ reordered(y, back, order, 1).view(*weights.shape, -1)).squeeze(1)
 
 
 class _Reordered(torch.autograd.Function):
-    """Row order[i] // k of x as row i. The gradient gathers too, by the inverse order `back`, adding nothing
-    up at random places: several times as fast as that of `x[order // k]`, and always in the same order.
+    """The gradient gathers too, by the inverse order `back`, adding nothing up at random places: several
+    times as fast as that of `x[order // k]`, and always in the same order.
     """
 
     @staticmethod
@@ -148,8 +164,8 @@ def _fused(
 
 
 def _on_device(x: Tensor, gate_up: Tensor) -> bool:
-    """Whether `grouped_mm` takes these: CUDA, bfloat16, rows of whole 16 bytes."""
-    aligned = x.shape[-1] % 8 == 0 and gate_up.shape[1] % 16 == 0
+    """Whether `grouped_mm` takes these: CUDA, bfloat16, rows of whole 16 bytes, and at least one row."""
+    aligned = x.shape[-1] % 8 == 0 and gate_up.shape[1] % 16 == 0 and len(x) > 0
     return x.is_cuda and x.dtype == torch.bfloat16 and aligned
 
 

@@ -8,7 +8,8 @@ Balance without a loss, Wang et al. 2024 (arXiv 2408.15664): the bias b only mov
 every optimizer step `rebalance` raises it for experts with less than their share, by `speed`. An optional
 sequence-level loss (DeepSeek-V3, arXiv 2412.19437, eqs. 17-20) is reported to the tally as "balance".
 
-All experts are one stacked tensor; tokens are sorted by expert and go through `experts.py` in one call.
+All experts are one stacked tensor; tokens are sorted by expert and go through `experts.py` in one call, or,
+where processes share them out, travel to their owners (`spread.py`).
 `naive` computes every expert on every token and is the oracle.
 """
 
@@ -21,7 +22,8 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
-from open_mythos.nn.experts import run_experts
+from open_mythos.nn.experts import Rows, run_experts
+from open_mythos.nn.spread import Spread
 from open_mythos.shapes import Hidden
 
 
@@ -51,6 +53,7 @@ class MixtureOfExperts(nn.Module):
     def __init__(self, config: MoE, dim: int) -> None:
         super().__init__()
         self.config = config
+        self.spread: Spread | None = None  # set where the experts lie on several processes
         shared = config.shared * (config.shared_width or config.chosen * config.width)
         self.router = nn.Parameter(torch.empty(config.experts, dim))
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.width, dim))  # gate first
@@ -77,9 +80,18 @@ class MixtureOfExperts(nn.Module):
         if ctx.tally is not None:
             self._report(chosen, scores, x.shape[:-1], ctx)
         dtype = _working_dtype(flat)
-        gate_up, down = ctx.cast(self.gate_up, dtype), ctx.cast(self.down, dtype)
-        y = run_experts(flat.to(dtype), gate_up, down, chosen, weights.to(dtype))
+        y = self._routed(ctx, flat.to(dtype), chosen, weights.to(dtype))
         return y.to(x.dtype).view_as(x) + self.always(x)
+
+    def _routed(
+        self, ctx: Context, x: Rows, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
+    ) -> Rows:
+        if self.spread is None:
+            gate_up, down = (ctx.cast(stack, x.dtype) for stack in (self.gate_up, self.down))
+            return run_experts(x, gate_up, down, chosen, weights)
+        fetch = self.spread.fetch
+        gate_up, down = (ctx.fetched(stack, x.dtype, fetch) for stack in (self.gate_up, self.down))
+        return self.spread.run(x, gate_up, down, chosen, weights)
 
     def route(
         self, x: Float[Tensor, "M D"]

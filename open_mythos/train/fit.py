@@ -32,7 +32,7 @@ RETURNS = 3  # times that it goes back before it gives up
 COUNTS = ("step", "tokens", "seconds", "skipped")
 # What a run may be resumed with another value of: its length, its cadence, and how the work is laid out.
 LENGTH = ("steps", "seconds", "keep", "eval_every", "eval_rows", "sample_every", "save_every")
-MAY_DIFFER = (*LENGTH, "remat", "compile")
+MAY_DIFFER = (*LENGTH, "remat", "compile", "expert_parallel")
 
 Metrics = dict[str, Any]
 

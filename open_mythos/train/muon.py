@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from open_mythos.config import Config
 from open_mythos.train.roles import Blocks
@@ -93,8 +93,8 @@ class Muon(Config):
 class BatchedMuon(torch.optim.Optimizer):
     """Muon over (rows, columns) matrices and (stack, rows, columns) of them, sharded or not.
 
-    A sharded matrix is gathered, since its orthogonalisation needs all of it; a stack sharded along
-    the stack stays where it is.
+    A sharded matrix is gathered, since its orthogonalisation needs all of it; what is cut along a stack
+    stays where it is.
     """
 
     def __init__(self, config: Muon, matrices: Sequence[tuple[nn.Parameter, Blocks]]) -> None:
@@ -200,20 +200,18 @@ def _whole(update: Tensor) -> Tensor:
     """All rows and columns of every matrix that this process works on."""
     if not isinstance(update, DTensor):
         return update
-    return update.to_local() if _stack_is_sharded(update) else update.full_tensor()
+    return update.redistribute(placements=_gathered(update)).to_local()
 
 
 def _shard_like(parameter: Tensor, whole: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return whole
-    mesh, placements = parameter.device_mesh, parameter.placements
-    if _stack_is_sharded(parameter):
-        return DTensor.from_local(
-            whole, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-        )
-    everywhere = [Replicate()] * mesh.ndim
-    return DTensor.from_local(whole, mesh, everywhere, run_check=False).redistribute(mesh, placements)
+    mesh, shape, stride = parameter.device_mesh, parameter.shape, parameter.stride()
+    there = DTensor.from_local(whole, mesh, _gathered(parameter), run_check=False, shape=shape, stride=stride)
+    return there.redistribute(placements=parameter.placements)
 
 
-def _stack_is_sharded(tensor: DTensor) -> bool:
-    return tensor.ndim == 3 and all(placement in (Shard(0), Replicate()) for placement in tensor.placements)
+def _gathered(tensor: DTensor) -> list[Placement]:
+    """Where each matrix is whole: a stack of them may stay cut along the stack."""
+    stays = (Shard(0),) if tensor.ndim == 3 else ()
+    return [placement if placement in stays else Replicate() for placement in tensor.placements]

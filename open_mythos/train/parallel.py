@@ -8,6 +8,9 @@ What a loop asks of sharding:
   layer the unit, it would be 2 T + 1 times.
 - No rank can leave the loop alone: inside it nothing is communicated, so ranks may take different numbers of
   turns (each its rows of the one draw that all ranks make from the same generator).
+- With `expert_parallel` n they do communicate there: n ranks in a row hold 1/n of the routed experts each and
+  send each other tokens (nn/spread.py). So these n take the same depths, row by row, and halting lets no
+  token leave before the plan's end.
 - Sums over targets are divided by the count of valid targets on all ranks; FSDP averages gradients over
   ranks, so each rank's loss is multiplied by their number.
 
@@ -17,8 +20,8 @@ and gradients are added up in float32. Zhao et al. 2023, arXiv 2304.11277; pytor
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -37,10 +40,14 @@ from torch.distributed.fsdp import (
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, Partial, distribute_tensor
 
+from open_mythos.loop.route import Everyone
 from open_mythos.loop.schedule import Plan
-from open_mythos.model import LoopedLM
+from open_mythos.model import LoopedLM, Model
+from open_mythos.nn.moe import MixtureOfExperts, MoE
+from open_mythos.nn.spread import AXES, Spread, averaged
 
 T = TypeVar("T")
+P = TypeVar("P", bound=Tensor)
 CPU = torch.device("cpu")
 
 
@@ -52,6 +59,8 @@ class World:
     size: int = 1
     mesh: DeviceMesh | None = None
     aside: dist.ProcessGroup | None = None  # for what ranks say to each other beside training
+    expert_parallel: int = 1  # how many ranks share out the routed experts
+    apart: DeviceMesh | None = None  # where these lie, if more than one
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum over ranks; alone, the value itself."""
@@ -93,15 +102,25 @@ class World:
         dist.all_gather_object(said, mine)
         return said
 
+    def require(self, expert_parallel: int) -> None:
+        """Raise `ValueError` if so many ranks cannot share out the experts."""
+        _check_number(self.size, expert_parallel)
+        assert self.expert_parallel == expert_parallel, "to be said when joining"
+
+    @property
+    def plans(self) -> int:
+        """How many ranks have depths of their own: those who share out experts take the same, in step."""
+        return self.size // self.expert_parallel
+
     def of_plan(self, plan: Plan) -> Plan:
-        """This rank's rows of a plan for the rows of all ranks."""
+        """This rank's rows of a plan for the rows of as many ranks as have plans."""
         return Plan(self._mine(plan.steps), self._mine(plan.grad))
 
     def _mine(self, numbers: Any) -> Any:
         if not isinstance(numbers, tuple):
             return numbers
-        rows = len(numbers) // self.size
-        return numbers[self.rank * rows : (self.rank + 1) * rows]
+        rows, plan = len(numbers) // self.plans, self.rank // self.expert_parallel
+        return numbers[plan * rows : (plan + 1) * rows]
 
 
 ALONE = World()
@@ -129,12 +148,13 @@ def own_device(name: str) -> torch.device:
 
 
 @contextmanager
-def join(device: torch.device, timeout: float = 600.0) -> Iterator[World]:
+def join(device: torch.device, timeout: float = 600.0, expert_parallel: int = 1) -> Iterator[World]:
     """Meet the other processes that the launcher started; without a launcher, work alone.
 
-    `timeout` is how many seconds to wait for any of them, now and later. Raises `ValueError` if they do not
-    all arrive.
+    `timeout` is how many seconds to wait for any of them, now and later; `expert_parallel` how many of them
+    share out the routed experts. Raises `ValueError` if they do not all arrive, or are no multiple of that.
     """
+    _check_number(int(os.environ["WORLD_SIZE"]) if launched() else 1, expert_parallel)
     if not launched() or int(os.environ["WORLD_SIZE"]) == 1:
         yield ALONE
         return
@@ -158,8 +178,51 @@ def join(device: torch.device, timeout: float = 600.0) -> Iterator[World]:
             f"every one with the same MASTER_ADDR and MASTER_PORT ({str(error).splitlines()[0]})"
         ) from error
     mesh = init_device_mesh(device.type, (size,), mesh_dim_names=("data",))
-    yield World(rank, size, mesh, dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout)))
+    aside = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    apart = expert_mesh(device.type, size, expert_parallel) if expert_parallel > 1 else None
+    yield World(rank, size, mesh, aside, expert_parallel, apart)
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone
+
+
+def expert_mesh(device: str, size: int, expert_parallel: int) -> DeviceMesh:
+    """Ranks in a row, which are likely to be on one machine, hold different experts."""
+    ranks = torch.arange(size).view(-1, expert_parallel).T
+    return DeviceMesh(device, ranks, mesh_dim_names=AXES)
+
+
+def _check_number(processes: int, expert_parallel: int) -> None:
+    if processes % expert_parallel:
+        raise ValueError(
+            f"expert_parallel={expert_parallel} needs a multiple of {expert_parallel} processes, and there "
+            f"{'is 1' if processes == 1 else f'are {processes}'}; start them with torchrun --nproc-per-node, "
+            "or give another expert_parallel (a saved run goes on with any)"
+        )
+
+
+def check_expert_parallel(model: Model, parts: int) -> None:
+    """Raise `ValueError` unless the routed experts of `model` can be shared out in so many parts."""
+    if parts < 1:
+        raise ValueError(f"expert_parallel is a number of processes, at least 1, got {parts}")
+    if parts == 1:
+        return
+    counts = expert_counts(model)
+    if not counts:
+        raise ValueError(f"expert_parallel={parts} shares out the experts of an MoE, and this model has none")
+    if odd := [count for count in counts if count % parts]:
+        raise ValueError(f"{odd[0]} experts cannot be shared out evenly by expert_parallel={parts}")
+    if model.loop is not None and not isinstance(model.loop.route, Everyone):
+        raise ValueError(
+            f"with expert_parallel={parts} all processes meet at every step of the loop, but "
+            f"model.loop.route={type(model.loop.route).__name__} skips a step for which it chose no token; "
+            'leave one of the two out (model.loop.route={"is": "Everyone"})'
+        )
+
+
+def expert_counts(model: Model) -> set[int]:
+    """How many routed experts the layers have that have some."""
+    loop = model.loop.layers if model.loop is not None else ()
+    mixtures = (block.ffn for block in (*model.prelude, *loop, *model.coda))
+    return {ffn.experts for ffn in mixtures if isinstance(ffn, MoE)}
 
 
 def _meeting_place(timeout: float) -> Store:
@@ -185,20 +248,47 @@ def shard(model: LoopedLM, world: World, dtype: torch.dtype) -> LoopedLM:
         return model
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     loops = [] if model.loop is None else [model.loop]
+    apart = _spread(model, Spread(world.apart, dtype)) if world.apart is not None else set()
     for unit in (*model.prelude, *loops, *model.coda, model):
-        fully_shard(unit, mesh=world.mesh, mp_policy=policy)
+        fully_shard(unit, mesh=world.mesh, mp_policy=policy, ignored_params=apart)
     register_fsdp_forward_method(model, "features")
     return model
 
 
+def _spread(model: LoopedLM, spread: Spread) -> set[nn.Parameter]:
+    """Leave each rank its part of the routed experts. These parameters, which FSDP is not to touch."""
+    apart = set()
+    for layer in _mixtures(model):
+        for name in ("gate_up", "down"):
+            stack = getattr(layer, name).detach()
+            layout = spread.layout(stack)
+            own = nn.Parameter(distribute_tensor(stack, spread.mesh, layout, src_data_rank=None))
+            setattr(layer, name, own)
+            apart.add(own)
+        layer.spread = spread
+    if model.loop is not None:
+        model.loop.lockstep = True
+    return apart
+
+
+def _mixtures(model: nn.Module) -> list[MixtureOfExperts]:
+    return [module for module in model.modules() if isinstance(module, MixtureOfExperts)]
+
+
 @contextmanager
 def gathered(model: nn.Module) -> Iterator[None]:
-    """All weights on every rank for a while, for code that calls parts of the model by themselves."""
+    """All weights on every rank for a while, for code that calls parts of the model by themselves.
+
+    Experts that are shared out stay so: all ranks have to do the same meanwhile, on the same tokens.
+    """
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.unshard()
+    apart = [layer for layer in _mixtures(model) if layer.spread is not None]
+    stacks = [stack for layer in apart for stack in (layer.gate_up, layer.down)]
     try:
-        yield
+        with apart[0].spread.alike(stacks) if apart and apart[0].spread else nullcontext():
+            yield
     finally:
         for unit in units:
             unit.reshard()
@@ -210,20 +300,15 @@ def at_hand(parameter: Tensor) -> Tensor:
     if not isinstance(parameter, DTensor):
         return parameter
     placements = [Partial("sum")] * parameter.device_mesh.ndim
-    return _Shared.apply(parameter.full_tensor(grad_placements=placements), parameter.device_mesh.size())
+    return averaged(parameter.full_tensor(grad_placements=placements), parameter.device_mesh.size())
 
 
-class _Shared(torch.autograd.Function):
-    """The same tensor, and a gradient divided by the number of ranks (gloo sums, and knows no average)."""
-
-    @staticmethod
-    def forward(ctx: Any, whole: Tensor, ranks: int) -> Tensor:
-        ctx.ranks = ranks
-        return whole.view_as(whole)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return gradient / ctx.ranks, None
+def by_mesh(tensors: Iterable[P]) -> list[list[P]]:
+    """Apart by where they lie: DTensor takes only those of one mesh into one operation."""
+    found: dict[DeviceMesh | None, list[P]] = {}
+    for tensor in tensors:
+        found.setdefault(tensor.device_mesh if isinstance(tensor, DTensor) else None, []).append(tensor)
+    return list(found.values())
 
 
 def spread_like(parameter: Tensor, value: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from open_mythos.train.keeper import Keep
 from open_mythos.train.lr import LearningRate, WarmupStableDecay
 from open_mythos.train.objective import Objective
 from open_mythos.train.optim import MuonAdamW, Optimiser
+from open_mythos.train.parallel import check_expert_parallel
 from open_mythos.train.precision import Precision
 
 
@@ -53,6 +54,7 @@ class Recipe(Config):
     precision: Precision = "auto"
     remat: bool = False
     compile: bool = False  # one step of the loop as one graph, whatever the depth
+    expert_parallel: int = 1  # processes that share out the routed experts
     documents: bool = False  # no attention across documents
     weights: str | None = None  # folder of a run whose weights to begin with
     seed: int = 0
@@ -83,6 +85,12 @@ class Recipe(Config):
         if self.length > self.model.context:
             raise ValueError(
                 f"rows of {self.length} tokens do not fit a context of {self.model.context} tokens"
+            )
+        check_expert_parallel(self.model, self.expert_parallel)
+        if self.compile and self.expert_parallel > 1:
+            raise ValueError(
+                "a step in which processes exchange tokens is no single graph; leave compile or "
+                f"expert_parallel={self.expert_parallel} out"
             )
 
     @property

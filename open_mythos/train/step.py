@@ -21,7 +21,7 @@ from open_mythos.model import LoopedLM
 from open_mythos.nn.context import Context
 from open_mythos.nn.tally import Where
 from open_mythos.train.optim import Optimizer
-from open_mythos.train.parallel import ALONE, World, shard
+from open_mythos.train.parallel import ALONE, World, by_mesh, shard
 from open_mythos.train.precision import arithmetic, resolve, scaler
 from open_mythos.train.recipe import Recipe
 
@@ -46,7 +46,11 @@ class TrainState:
     def begin(
         cls, recipe: Recipe, loader: Loader, device: torch.device, world: World = ALONE
     ) -> "TrainState":
-        """A fresh run: weights drawn from the recipe's seed, the same on any number of ranks."""
+        """A fresh run: weights drawn from the recipe's seed, the same on any number of ranks.
+
+        Raises `ValueError` if the ranks of `world` cannot share out the experts as the recipe says.
+        """
+        world.require(recipe.expert_parallel)
         torch.manual_seed(recipe.seed)
         model = recipe.model.build()
         dtype = resolve(recipe.precision, device)
@@ -126,11 +130,11 @@ def _accumulate(
 
 
 def _draw(state: TrainState, recipe: Recipe, rows: int, turn: _Turn) -> Plan:
-    """This rank's rows of the depths that all ranks draw alike."""
+    """This rank's rows of the depths that all ranks draw alike; those who share out experts have the same."""
     loop = recipe.model.loop
     if loop is None:
         return Plan(1)
-    return turn.world.of_plan(loop.schedule.draw(state.rng, rows * turn.world.size, turn.progress))
+    return turn.world.of_plan(loop.schedule.draw(state.rng, rows * turn.world.plans, turn.progress))
 
 
 def _depths(plan: Plan, rows: int) -> tuple[float, float]:
@@ -176,10 +180,12 @@ def _update(state: TrainState, recipe: Recipe, sums: _Sums) -> float:
 
 def _clip(model: nn.Module, most: float) -> float:
     """Shorten the gradient, all shards of it alike, to a norm of at most `most`. Returns what it was."""
-    live = [p for p in model.parameters() if p.grad is not None]
-    norm = nn.utils.get_total_norm([p.grad for p in live if p.grad is not None])
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    nn.utils.clip_grads_with_norm_(live, most, norm)
+    parts = by_mesh(p for p in model.parameters() if p.grad is not None)
+    norms = [nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
+    wholes = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    norm = wholes[0] if len(wholes) == 1 else torch.linalg.vector_norm(torch.stack(wholes))
+    for part in parts:
+        nn.utils.clip_grads_with_norm_(part, most, norm)
     return float(norm)
 
 

@@ -1,12 +1,16 @@
 """Run by torchrun on two processes: what sharding the whole loop as one unit gives, as JSON on rank 0.
 
-Communication per update at several depths, equal and unequal on the ranks; weights gathered in bfloat16.
+Communication per update at several depths, equal and unequal on the ranks; weights gathered in bfloat16; the
+same with the experts shared out, on as many processes as there are.
 """
 
 import json
+import logging
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Generator
@@ -17,28 +21,41 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.nn.context import Context
 from open_mythos.presets.ouro import Size, ouro
 from open_mythos.train.objective import Objective
-from open_mythos.train.parallel import World, gathered, join, shard
+from open_mythos.train.parallel import World, expert_mesh, gathered, join, shard
 from open_mythos.train.readout import LearnedExit, TaughtExit
 from open_mythos.train.recipes import small_mythos
 
+# For two rows on each rank; those who share out experts have the same, others may go deeper.
+PLANS = (Plan(3), Plan(3, grad=1), Plan((1, 3, 5, 2), (1, 2, 2, 2)), Plan((1, 1, 1, 3), (1, 1, 1, 1)))
 DEPTHS = {"2": (2, 2), "7": (7, 7), "1 and 6": (1, 6), "rows apart": ((1, 4), (5, 2))}
 
 
 def main(out: Path) -> None:
     torch.set_num_threads(1)
     with join(torch.device("cpu"), 60) as world:
-        counts = {}
-        for remat in (False, True):
-            for name, steps in DEPTHS.items():
-                counts[f"{name}{' remat' if remat else ''}"] = count(world, steps[world.rank], remat)
-        found = {
-            "counts": counts,
-            "bfloat16": half_precision(world),
-            "sample": same_sample(world),
-            "exits": [same_exits(readout, world) for readout in (LearnedExit(), TaughtExit())],
+        found = whole_loop(world) if world.size == 2 else {}
+        apart = replace(world, expert_parallel=2, apart=expert_mesh("cpu", world.size, 2))
+        found["apart"] = {
+            "stacks": experts_at_work(apart),
+            "gradients": [same_gradients(apart, plan, remat) for plan in PLANS for remat in (False, True)],
+            "bfloat16": half_precision(apart),
+            "sample": same_sample(apart),
         }
         if world.rank == 0:
             out.write_text(json.dumps(found))
+
+
+def whole_loop(world: World) -> dict[str, Any]:
+    counts = {}
+    for remat in (False, True):
+        for name, steps in DEPTHS.items():
+            counts[f"{name}{' remat' if remat else ''}"] = count(world, steps[world.rank], remat)
+    return {
+        "counts": counts,
+        "bfloat16": half_precision(world),
+        "sample": same_sample(world),
+        "exits": [same_exits(readout, world) for readout in (LearnedExit(), TaughtExit())],
+    }
 
 
 def batch() -> Batch:
@@ -117,6 +134,52 @@ def same_exits(readout: LearnedExit | TaughtExit, world: World) -> bool:
     scored = objective.score(model, [targets[mine]], Plan(3), Context.counting(tokens[mine]))
     (world.size * scored.total).backward()
     return bool(torch.allclose(model.loop.halt.score.weight.grad.full_tensor(), expected, atol=1e-5))
+
+
+def experts_at_work(world: World) -> list[int]:
+    """How many experts this rank computes with at a time, of eight."""
+    model = shard(small_mythos(dim=16, heads=2, vocab=64).build(), world, torch.float32)
+    with Stacks() as seen:
+        update(model, 3)
+    return sorted(seen.sizes)
+
+
+class Stacks(TorchDispatchMode):
+    """Which stacks of experts are multiplied with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "open_mythos":
+            self.sizes |= {len(arg) for arg in args if isinstance(arg, torch.Tensor) and arg.ndim == 3}
+        return func(*args, **(kwargs or {}))
+
+
+def same_gradients(world: World, plan: Plan, remat: bool) -> float:
+    """The most by which the gradient differs from that of one process with the rows of all ranks."""
+    torch.manual_seed(3)
+    model = small_mythos(dim=16, heads=2, vocab=64).build()
+    assert model.loop is not None
+    model.loop.remat = remat
+    rng = Generator().manual_seed(1)
+    tokens, targets = torch.randint(0, 64, (2, 2 * world.size, 8), generator=rng)
+    mine = world.of_plan(Plan(*(n[: 2 * world.plans] if isinstance(n, tuple) else n for n in plan)))
+    split = [each.split(2) for each in world.each(mine)]
+    frozen, live = (sum(part, ()) for part in zip(*split, strict=True))
+    whole = Plan(tuple(f + n for f, n in zip(frozen, live, strict=True)), live)
+    Objective().score(model, [targets], whole, Context.counting(tokens)).total.backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad()
+    shard(model, world, torch.float32)
+    rows = slice(2 * world.rank, 2 * world.rank + 2)
+    scored = Objective().score(model, [targets[rows]], mine, Context.counting(tokens[rows]))
+    (world.size * scored.total).backward()
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)  # two gathers one after the other
+    found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    assert found.keys() == {name for name, gradient in expected.items() if gradient is not None}
+    return max(float((gradient - expected[name]).abs().max()) for name, gradient in found.items())
 
 
 if __name__ == "__main__":

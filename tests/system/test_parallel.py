@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import torch
 from open_mythos.loop.schedule import Plan
 from open_mythos.train.checkpoint import load, steps_in
 from open_mythos.train.metrics import read_rows
-from open_mythos.train.parallel import World, restarted
+from open_mythos.train.parallel import World, join, restarted
 from open_mythos.train.recipe import Recipe
 from tests.system import toy
 
@@ -36,10 +37,10 @@ def finish(process: "subprocess.Popen[str]") -> None:
     assert process.returncode == 0, said
 
 
-def losses_agree(one: Path, other: Path) -> None:
+def losses_agree(one: Path, other: Path, within: float = 5e-4) -> None:
     ours, theirs = toy.losses(one), toy.losses(other)
     assert ours.keys() == theirs.keys()
-    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=5e-4)
+    assert list(ours.values()) == pytest.approx(list(theirs.values()), abs=within)
 
 
 def write(recipe: Recipe, path: Path) -> Path:
@@ -56,6 +57,44 @@ def test_depth_costs_no_communication(tmp_path: Path) -> None:
     assert found["bfloat16"] == "{torch.float32}"
     assert found["sample"] is True
     assert found["exits"] == [True, True]
+    experts_are_apart(found["apart"])
+
+
+def experts_are_apart(found: dict[str, Any]) -> None:
+    assert found["stacks"] == [4]  # of eight experts, and nobody gathers the others
+    assert max(found["gradients"]) < 1e-5
+    assert found["bfloat16"] == "{torch.float32}"
+    assert found["sample"] is True
+
+
+@pytest.mark.slow
+def test_experts_are_shared_out_by_two_and_sharded_by_two_more(tmp_path: Path) -> None:
+    out = tmp_path / "counts.json"
+    finish(toy.torchrun(4, str(Path(__file__).parent / "count.py"), str(out)))
+    experts_are_apart(json.loads(out.read_text())["apart"])
+
+
+def test_experts_shared_out_learn_what_they_do_in_one_process_and_go_on_there(tmp_path: Path) -> None:
+    exact = toy.recipe(tmp_path, steps=4).override('optimiser.muon.precision="float32"')
+    apart = write(exact.replace(expert_parallel=2), tmp_path / "apart.json")
+    toy.train(exact, tmp_path / "one")
+    finish(on_two(apart, tmp_path / "two"))
+    losses_agree(tmp_path / "one", tmp_path / "two", 1e-5)
+    ours, theirs = (biases(tmp_path / name) for name in ("one", "two"))
+    assert ours.any()
+    assert torch.equal(ours, theirs)
+    shutil.copytree(tmp_path / "two", tmp_path / "alone")
+    toy.train(exact.replace(steps=6), tmp_path / "alone")
+    finish(on_two(apart, tmp_path / "one", "expert_parallel=2", "--resume", "--steps", "6"))
+    losses_agree(tmp_path / "one", tmp_path / "alone", 1e-5)
+    with pytest.raises(ValueError, match="expert_parallel=2 needs a multiple of 2 processes, and there is 1"):
+        toy.train(exact.replace(expert_parallel=2), tmp_path / "alone")
+
+
+def biases(run: Path) -> torch.Tensor:
+    """What balances the experts, after the run's last update."""
+    saved, _ = load(steps_in(run / "checkpoints").popitem()[1], only="model")
+    return torch.cat([tensor for name, tensor in saved.items() if name.endswith("ffn.bias")])
 
 
 def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path: Path) -> None:
@@ -169,6 +208,8 @@ def test_each_rank_takes_its_rows_of_the_one_plan() -> None:
     parts = [World(rank, 3).of_plan(plan) for rank in range(3)]
     assert parts == [Plan((1, 2), (1, 1)), Plan((3, 4), (2, 2)), Plan((5, 6), (3, 3))]
     assert World(1, 3).of_plan(Plan(4, 2)) == Plan(4, 2)
+    parts = [World(rank, 4, expert_parallel=2).of_plan(Plan((1, 2, 3, 4))) for rank in range(4)]
+    assert parts == [Plan((1, 2)), Plan((1, 2)), Plan((3, 4)), Plan((3, 4))]
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
@@ -178,6 +219,29 @@ def test_a_batch_that_cannot_be_shared_out_is_refused(tmp_path: Path) -> None:
         ValueError, match="a batch of 4 does not split into micro-batches of 1 on each of 3 ranks"
     ):
         recipe.rows_on(3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["expert_parallel=3"], "8 experts cannot be shared out evenly by expert_parallel=3"),
+        (["expert_parallel=0"], "at least 1, got 0"),
+        (["expert_parallel=2", "compile=true"], "leave compile or expert_parallel=2 out"),
+        (["expert_parallel=2", 'model.loop.route={"is": "ExpertChoice"}'], "ExpertChoice skips a step"),
+        (["expert_parallel=2", "model.loop=null"], "this model has none"),
+    ],
+)
+def test_experts_that_cannot_be_shared_out_are_refused(tmp_path: Path, changes: list[str], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        toy.recipe(tmp_path).override(*changes)
+
+
+def test_processes_that_cannot_share_experts_out_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    three = join(torch.device("cpu"), expert_parallel=2)
+    with pytest.raises(ValueError, match="a multiple of 2 processes, and there are 3"), three:
+        raise AssertionError("two share out what three hold")
 
 
 def test_a_restart_is_known_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:

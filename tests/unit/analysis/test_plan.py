@@ -68,6 +68,11 @@ def test_what_is_kept_is_cut_over_all_gpus_and_what_is_gathered_is_not() -> None
     apart = memory(MYTHOS, Mesh(4, 2), Work(length=16))
     assert apart.gathered < eight.gathered
     assert apart.weights == eight.weights
+    with pytest.raises(ValueError, match="cannot be shared out evenly by expert_parallel=3"):
+        memory(MYTHOS, Mesh(1, 3), Work(length=16))
+    dense = MODELS["fixed-depth"]
+    with pytest.raises(ValueError, match="this model has none"):
+        memory(dense, Mesh(4, 2), Work(length=16))
 
 
 def test_time_and_money_follow_from_speed() -> None:
