@@ -322,6 +322,27 @@ MUTATIONS = [
         f"{LAWS}cache.py -k ngrams",
     ),
     Mutation(
+        "experts apart: the gradient is that of all rows, divided once",
+        "nn/spread.py",
+        "return gradient / ctx.ranks, None",
+        "return gradient, None",
+        "system/test_parallel.py -k costs_no_communication",
+    ),
+    Mutation(
+        "experts apart: what comes back is in the senders' order",
+        "nn/spread.py",
+        "y = exchanged(reordered(y, home, there, 1)",
+        "y = exchanged(reordered(y, there, home, 1)",
+        "system/test_parallel.py -k costs_no_communication",
+    ),
+    Mutation(
+        "experts apart: ranks that share them out take the same depths",
+        "train/parallel.py",
+        "rows, plan = len(numbers) // self.plans, self.rank // self.expert_parallel",
+        "rows, plan = len(numbers) // self.plans, self.rank % self.plans",
+        "system/test_parallel.py -k one_plan",
+    ),
+    Mutation(
         "rope: exact far out",
         "nn/rope.py",
         "dtype=torch.float64",

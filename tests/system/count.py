@@ -17,6 +17,7 @@ from torch import Generator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from open_mythos.data.batch import Batch
+from open_mythos.loop.halt import ACT
 from open_mythos.loop.schedule import Plan
 from open_mythos.nn.context import Context
 from open_mythos.presets.ouro import Size, ouro
@@ -40,6 +41,7 @@ def main(out: Path) -> None:
             "gradients": [same_gradients(apart, plan, remat) for plan in PLANS for remat in (False, True)],
             "bfloat16": half_precision(apart),
             "sample": same_sample(apart),
+            "halting": same_halting(apart),
         }
         if world.rank == 0:
             out.write_text(json.dumps(found))
@@ -180,6 +182,24 @@ def same_gradients(world: World, plan: Plan, remat: bool) -> float:
     found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == {name for name, gradient in expected.items() if gradient is not None}
     return max(float((gradient - expected[name]).abs().max()) for name, gradient in found.items())
+
+
+def same_halting(world: World) -> dict[str, Any]:
+    """Tokens that a rule lets leave early on one rank stay, as long as another rank's are on their way."""
+    torch.manual_seed(3)
+    model = small_mythos(dim=16, heads=2, vocab=64)
+    assert model.loop is not None
+    model = model.replace(loop=model.loop.replace(halt=ACT())).build().eval()
+    model.loop.halt.score.bias.data.fill_(-1.0)
+    model.loop.halt.score.weight.data.mul_(10)
+    turns: list[int] = []
+    model.loop.layers[0].register_forward_hook(lambda *_: turns.append(1))
+    tokens = torch.randint(0, 64, (world.size, 3), generator=Generator().manual_seed(1))[[world.rank]]
+    with torch.no_grad():
+        expected, alone = model(tokens, 9), len(turns)
+        found = shard(model, world, torch.float32)(tokens, 9)
+    same = bool(torch.allclose(found, expected, atol=1e-5))
+    return {"alone": world.each(alone), "together": world.each(len(turns) - alone), "same": world.each(same)}
 
 
 if __name__ == "__main__":

@@ -65,6 +65,10 @@ def experts_are_apart(found: dict[str, Any]) -> None:
     assert max(found["gradients"]) < 1e-5
     assert found["bfloat16"] == "{torch.float32}"
     assert found["sample"] is True
+    halting = found["halting"]
+    assert len(set(halting["alone"])) > 1
+    assert set(halting["together"]) == {9}
+    assert all(halting["same"])
 
 
 @pytest.mark.slow

@@ -147,7 +147,27 @@ def _sharded(rank: int, port: int, folder: str) -> None:
             parameter.grad = distribute_tensor(whole, parameter.device_mesh, parameter.placements)
         optimizer.step()
     torch.save({n: p.full_tensor() for n, p in model.named_parameters()}, f"{folder}/{rank}.pt")
+    _stacks_cut_both_ways()
     dist.destroy_process_group()
+
+
+def _stacks_cut_both_ways() -> None:
+    """Experts shared out along one axis of a mesh, and their rows sharded along the other."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    whole, gradient = torch.randn(2, 4, 8, 6, generator=torch.Generator().manual_seed(0))
+    expected = nn.Parameter(whole.clone())
+    expected.grad = gradient
+    Muon(precision="float32").build([(expected, 2)]).step()
+    for shape in ((2, 1), (1, 2)):
+        mesh = DeviceMesh("cpu", torch.arange(2).view(shape), mesh_dim_names=("expert", "data"))
+        stack, grad = (distribute_tensor(each, mesh, (Shard(0), Shard(1))) for each in (whole, gradient))
+        parameter = nn.Parameter(stack)
+        parameter.grad = grad
+        Muon(precision="float32").build([(parameter, 2)]).step()
+        assert parameter.placements == (Shard(0), Shard(1))
+        assert_close(parameter.full_tensor(), expected.detach(), atol=1e-5, rtol=0)
 
 
 def _filled(model: nn.Module) -> nn.Module:
@@ -162,7 +182,8 @@ def _gradient(i: int, step: int, parameter: Tensor) -> Tensor:
 
 
 def test_sharded_over_two_processes_equals_one(tmp_path: Path) -> None:
-    """FSDP2: experts (3 over 2 ranks, unevenly), fused pairs, tables and vectors, with a resume."""
+    """FSDP2: experts (3 over 2 ranks, unevenly), fused pairs, tables and vectors, with a resume; then stacks
+    that are cut along two axes."""
     from open_mythos.train.optim import MuonAdamW
     from tests.unit.train.test_roles import Model
 
