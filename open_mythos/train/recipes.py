@@ -25,14 +25,15 @@ from open_mythos.train.optim import AdamW, MuonAdamW
 from open_mythos.train.recipe import Recipe
 
 
-def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4) -> Model:
+def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | None = None) -> Model:
     """The whole architecture at a small width, set up so that more loops than trained do no harm.
 
     Against the original: depth is drawn at random, now and then a great one; the loop begins with noise and
     its answer is the last state (no ACT average, which ties a model to its trained depth), its input is
     normalised, the loop index is a share of the stream, the maps into the stream begin at zero and the depth
     LoRA's scales at one. Steps past the mean are not told apart, so that from there on the loop is one map
-    and can settle, and its linear part forgets fast, so that it does settle within a few steps.
+    and can settle, and its linear part forgets fast, so that it does settle within a few steps. As many steps as the
+    mean carry gradient, unless told otherwise.
     """
     mixer = MLA(
         heads=heads,
@@ -58,7 +59,7 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4) -> Model:
             adapt=adapt.DepthLoRA(rank=8, steps=round(mean)),
             update=update.LTI(decay=0.05),
             # Drawn per batch: rows of many depths leave a small machine with products too small to share out.
-            schedule=schedule.LogNormalPoisson(mean=mean, grad=round(mean), most=8 * round(mean)),
+            schedule=schedule.LogNormalPoisson(mean=mean, grad=grad or round(mean), most=8 * round(mean)),
         ),
         coda=(dense,),
         tied=False,
@@ -82,9 +83,9 @@ def for_model(model: Model) -> Recipe:
 
 
 def demo() -> Recipe:
-    model = small_mythos(dim=256, heads=4, vocab=2048)
+    model = small_mythos(dim=256, heads=4, vocab=2048, grad=2)  # truncated: it sees more text
     return for_model(model.replace(ngrams=NGrams(rows=32_768, orders=(2, 3)))).replace(
-        batch=32, length=128, steps=None, seconds=250.0, eval_every=100, sample_every=100, save_every=100
+        batch=32, length=128, steps=None, seconds=270.0, eval_every=100, sample_every=100, save_every=100
     )
 
 
