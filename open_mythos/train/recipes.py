@@ -32,8 +32,8 @@ def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | 
     its answer is the last state (no ACT average, which ties a model to its trained depth), its input is
     normalised, the loop index is a share of the stream, the maps into the stream begin at zero and the depth
     LoRA's scales at one. Steps past the mean are not told apart, so that from there on the loop is one map
-    and can settle, and its linear part forgets fast, so that it does settle within a few steps. As many steps as the
-    mean carry gradient, unless told otherwise.
+    and can settle, and its linear part forgets fast, so that it does settle within a few steps. As many
+    steps as the mean carry gradient, unless told otherwise.
     """
     mixer = MLA(
         heads=heads,
