@@ -12,6 +12,7 @@ from open_mythos.presets import (
     chen,
     dreamer,
     kohli,
+    olmo,
     ouro,
     parcae,
     recursions,
@@ -95,6 +96,7 @@ MODELS = {
         dreamer.Size(vocab=VOCAB, dim=DIM, heads=4, steps=3, experts=8, chosen=2, width=16)
     ),
     "relaxed": relaxed.relaxed(baseline.llama(_LLAMA.replace(layers=6)), loops=3, rank=2),
+    "olmo2": olmo.olmo2(_LLAMA),
     "fixed-depth": baseline.llama(_LLAMA.replace(layers=2, bias=True, head_norm=True)),
 }
 # Tokens decide for themselves when to leave; a law that cannot hold for them says why.

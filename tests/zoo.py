@@ -62,6 +62,7 @@ MIXERS: list[Any] = [
     attention.GQA(heads=4, head_norm=attention.HeadNorm(), bias=True, rope=rope.Rope(pairs="halves")),
     LATENT.replace(linear=LINEARS[-1]),
     attention.GQA(heads=2, kv_heads=1, head_dim=12, rope=None, out_bias=True, linear=LINEARS[-1]),
+    attention.GQA(heads=4, head_norm=attention.HeadNorm(steps=2, whole=True)),
 ]
 FFNS: list[Any] = [
     *every(ffn.FFN),

@@ -23,6 +23,7 @@ from open_mythos.loop.inject import Diagonal
 from open_mythos.loop.schedule import Fixed
 from open_mythos.loop.start import Zeros
 from open_mythos.model import Model
+from open_mythos.nn.attention import GQA
 from open_mythos.nn.block import Block
 from open_mythos.nn.cache import PerLoop
 from open_mythos.nn.ffn import MLP, SwiGLU
@@ -203,7 +204,10 @@ def _wide(layer: Block, width: int) -> Block:
     ffn, mixer = layer.ffn.replace(width=width), layer.mixer
     if isinstance(ffn, SwiGLU | MLP):
         ffn = ffn.replace(linear=Plain())
-    return layer.replace(ffn=ffn, mixer=mixer.replace(linear=Plain()))
+    mixer = mixer.replace(linear=Plain())
+    if isinstance(mixer, GQA) and mixer.head_norm is not None:
+        mixer = mixer.replace(head_norm=mixer.head_norm.replace(steps=None))
+    return layer.replace(ffn=ffn, mixer=mixer)
 
 
 def _nearest(cost: Cost, wanted: Cost, on: Sequence[str], tolerance: float) -> str:

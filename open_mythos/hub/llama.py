@@ -1,9 +1,11 @@
 """Checkpoints of Llama and its kin: Llama 2 and 3, TinyLlama, SmolLM2, Mistral, Qwen2 and Qwen3.
 
 They differ in little: Qwen2 adds biases to queries, keys and values, Qwen3 a norm to every query and key
-head, Llama 3.1 slows its slow rotations down. All rotate the two halves of a head against each other.
+head, Llama 3.1 slows its slow rotations down, as YaRN does for longer contexts. All rotate the two halves of
+a head against each other.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +17,7 @@ from open_mythos.model import Model
 from open_mythos.nn.attention import GQA
 from open_mythos.nn.block import PreNorm
 from open_mythos.nn.ffn import SwiGLU
-from open_mythos.nn.rope import Interpolated, Llama3, Rope
+from open_mythos.nn.rope import Interpolated, Llama3, Rope, Scaling, Yarn
 from open_mythos.presets.baseline import Shape, llama
 
 NAME = "llama"
@@ -108,8 +110,9 @@ def check_settings(config: Settings, family: str) -> None:
     """Raise `ValueError` for what neither Llama's kin nor Ouro do here."""
     need(config, "hidden_act", "silu", "swish", family=family)
     need(config, "mlp_bias", False, family=family)
-    if config.get("use_sliding_window", config.get("model_type") == "mistral"):
-        need(config, "sliding_window", None, family=family)
+    windowed = config.get("use_sliding_window", config.get("model_type") == "mistral")
+    if windowed and (config.get("sliding_window") or math.inf) < config.get("max_position_embeddings", 2048):
+        need(config, "sliding_window", None, family=family)  # a wider one hides nothing
 
 
 def layer_links(mixer: GQA, norms: Mapping[str, str]) -> list[Link]:
@@ -148,23 +151,42 @@ def rope_of(config: Settings) -> Rope:
     given = dict(config.get("rope_parameters") or config.get("rope_scaling") or {})
     base = given.get("rope_theta", config.get("rope_theta")) or 10_000.0
     need(config, "partial_rotary_factor", 1.0, None, family="Llama")
-    kind = given.get("rope_type", given.get("type", "default"))
-    if kind == "llama3":
-        scaling: Llama3 | Interpolated | None = Llama3(
-            factor=float(given["factor"]),
-            low=float(given["low_freq_factor"]),
-            high=float(given["high_freq_factor"]),
-            original=given["original_max_position_embeddings"],
-        )
-    elif kind == "linear":
-        scaling = Interpolated(factor=float(given["factor"]))
-    elif kind == "default":
-        scaling = None
-    else:
-        raise ValueError(
-            f"this checkpoint stretches its rotation by {kind!r}; supported are llama3 and linear"
-        )
+    length = given.get("original_max_position_embeddings") or config.get("max_position_embeddings")
+    scaling = _stretched(given, int(length or 2048))
     return Rope(base=float(base), pairs="halves", scaling=scaling)
+
+
+def _stretched(given: Settings, original: int) -> Scaling | None:
+    match given.get("rope_type", given.get("type", "default")):
+        case "default":
+            return None
+        case "linear":
+            return Interpolated(factor=float(given["factor"]))
+        case "llama3":
+            low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+            return Llama3(factor=float(given["factor"]), low=low, high=high, original=original)
+        case "yarn":
+            return _yarn(given, original)
+        case kind:
+            raise ValueError(
+                f"this checkpoint stretches its rotation by {kind!r}; supported are llama3, linear and yarn"
+            )
+
+
+def _yarn(given: Settings, original: int) -> Yarn:
+    factor, gain = float(given["factor"]), given.get("attention_factor")
+    scales = given.get("mscale"), given.get("mscale_all_dim")
+    if gain is None and all(scales):  # DeepSeek's way to say it
+        above, below = (0.1 * float(scale) * math.log(factor) + 1 for scale in scales if scale)
+        gain = above / below
+    return Yarn(
+        factor=factor,
+        original=original,
+        fast=float(given.get("beta_fast") or 32),
+        slow=float(given.get("beta_slow") or 1),
+        gain=None if gain is None else float(gain),
+        rounded=given.get("truncate", True),
+    )
 
 
 def shape_settings(model: Model, mixer: GQA, ffn: SwiGLU) -> dict[str, Any]:
@@ -187,7 +209,7 @@ def shape_settings(model: Model, mixer: GQA, ffn: SwiGLU) -> dict[str, Any]:
     }
 
 
-def _scaling(scaling: Llama3 | Interpolated | None) -> dict[str, Any] | None:
+def _scaling(scaling: Scaling | None) -> dict[str, Any] | None:
     match scaling:
         case None:
             return None
@@ -200,6 +222,16 @@ def _scaling(scaling: Llama3 | Interpolated | None) -> dict[str, Any] | None:
                 "low_freq_factor": scaling.low,
                 "high_freq_factor": scaling.high,
                 "original_max_position_embeddings": scaling.original,
+            }
+        case Yarn():
+            return {
+                "rope_type": "yarn",
+                "factor": scaling.factor,
+                "original_max_position_embeddings": scaling.original,
+                "beta_fast": scaling.fast,
+                "beta_slow": scaling.slow,
+                "attention_factor": scaling.gain,
+                "truncate": scaling.rounded,
             }
 
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from open_mythos.data.network import require_hub
-from open_mythos.hub import huginn, llama, ouro, own, parcae
+from open_mythos.hub import huginn, llama, olmo, ouro, own, parcae
 from open_mythos.hub.family import Family
 from open_mythos.hub.links import check_names, draw_off, pour
 from open_mythos.hub.weights import Weights, write
 from open_mythos.model import LoopedLM, Model
 
-FAMILIES: tuple[Family, ...] = (own, parcae, huginn, ouro, llama)
+FAMILIES: tuple[Family, ...] = (own, parcae, huginn, ouro, llama, olmo)
 EMBEDDING = "embed.weight"
 
 

@@ -11,8 +11,8 @@
 
 The gains of RMSNorm are moved into the linear maps behind them before maps are shared (the function stays
 the same), so that all that differs between layers is linear, and at full rank the looped model is the
-original. Norms of query and key heads cannot be moved; where layers differ in them, sharing them is an
-approximation.
+original. Norms of query and key heads cannot be moved: beside pairs they keep gains per step, without pairs
+they are shared as the maps are.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from open_mythos.loop.inject import ConcatInjection
 from open_mythos.model import LoopedLM, Model
+from open_mythos.nn.attention import HeadNormalisation
 from open_mythos.nn.linear import LoRAProjection
-from open_mythos.presets.relaxed import alike, relaxed
+from open_mythos.presets.relaxed import relaxed
 from open_mythos.presets.retrofit import Cut
 from open_mythos.presets.retrofit import retrofit as cut_config
 
@@ -54,6 +55,8 @@ def relax(lm: LoopedLM, loops: int, rank: int | None, sharing: Sharing | None = 
         for name, module in layer.named_modules():
             if isinstance(module, LoRAProjection):
                 _relax(module, name, shared, tied)
+            if isinstance(module, HeadNormalisation) and module.weight is not None and rank is not None:
+                module.weight.copy_(torch.stack([layer[f"{name}.weight"] for layer in tied]))
     return made
 
 
@@ -86,12 +89,9 @@ def low_rank(
 
 
 def _outside(lm: LoopedLM, config: Model) -> LoopedLM:
-    """The new model with the embedding, the last norm and the head of the old."""
-    alike(lm.config)
+    """The new model with all of the old but its layers: embedding, last norm and head."""
     made = config.build().to(lm.embed.weight)
-    outer = {
-        name: t for name, t in lm.state_dict().items() if name.split(".")[0] in ("embed", "norm", "head")
-    }
+    outer = {name: t for name, t in lm.state_dict().items() if not name.startswith("prelude.")}
     made.load_state_dict(outer, strict=False)
     return made.train(lm.training)
 
@@ -102,9 +102,10 @@ def _weights(layer: nn.Module) -> Weights:
 
 def _gainless(weights: Weights) -> Weights:
     for norm, maps in BEHIND.items():
-        for name in maps:
-            weights[f"{name}.weight"] *= weights[norm]
-        weights[norm] = torch.ones_like(weights[norm])
+        if norm in weights:  # some have none
+            for name in maps:
+                weights[f"{name}.weight"] *= weights[norm]
+            weights[norm] = torch.ones_like(weights[norm])
     return weights
 
 

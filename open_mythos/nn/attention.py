@@ -31,12 +31,23 @@ Latents = Float[Tensor, "B S W"]  # per token: the latent of all heads, then the
 class HeadNorm(Config):
     """Queries and keys are brought to unit scale per head, before or after rotation.
 
-    Henry et al. 2020 (arXiv 2010.04245); after rotation and without weights in Parcae.
+    Henry et al. 2020 (arXiv 2010.04245); after rotation and without weights in Parcae; over all heads
+    together (`whole`) in OLMo 2 (arXiv 2501.00656). With `steps`, every step of a loop has gains of its own,
+    and steps past the last go on with that one's.
     """
 
     eps: float = 1e-6
     weight: bool = True
     after_rotation: bool = False
+    whole: bool = False
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"HeadNorm.steps must be at least 1, got {self.steps}")
+
+    def build(self, heads: int, width: int) -> "HeadNormalisation":
+        return HeadNormalisation(self, heads, width)
 
 
 class ValueEmbedding(Config):
@@ -113,8 +124,8 @@ class GroupedAttention(nn.Module):
         self.out = build(config.heads * self.width, dim, bias=config.out_bias, residual=True)
         self.q_bias = nn.Parameter(torch.empty(config.heads, self.width)) if config.qk_bias else None
         self.k_bias = nn.Parameter(torch.empty(self.kv_heads, self.width)) if config.qk_bias else None
-        self.q_norm = RootMeanSquareNorm(self.width, norm.eps) if norm and norm.weight else None
-        self.k_norm = RootMeanSquareNorm(self.width, norm.eps) if norm and norm.weight else None
+        self.q_norm = norm.build(config.heads, self.width) if norm else None
+        self.k_norm = norm.build(self.kv_heads, self.width) if norm else None
         self.values = TokenValues(config.values, self.kv_heads, self.width) if config.values else None
         self.reset_parameters()
 
@@ -138,17 +149,12 @@ class GroupedAttention(nn.Module):
         heads = x.unflatten(-1, (-1, self.width))  # B T H K
         return (heads if bias is None else heads + bias.to(x.dtype)).transpose(1, 2)
 
-    def _place(self, x: Queries, norm: RootMeanSquareNorm | None, ctx: Context) -> Queries:
+    def _place(self, x: Queries, norm: "HeadNormalisation | None", ctx: Context) -> Queries:
         """Normalise and rotate, in the configured order."""
-        late = self.config.head_norm is not None and self.config.head_norm.after_rotation
-        x = x if late else self._normalise(x, norm)
+        late = norm is not None and norm.config.after_rotation
+        x = x if norm is None or late else norm(x, ctx)
         x = x if self.config.rope is None else self.config.rope(x, ctx)
-        return self._normalise(x, norm) if late else x
-
-    def _normalise(self, x: Queries, norm: RootMeanSquareNorm | None) -> Queries:
-        if self.config.head_norm is None:
-            return x
-        return rms_norm(x, None if norm is None else norm.weight, self.config.head_norm.eps)
+        return norm(x, ctx) if norm is not None and late else x
 
     def _remember(
         self, k: Float[Tensor, "B G T K"], v: Float[Tensor, "B G T Kv"], ctx: Context
@@ -157,6 +163,36 @@ class GroupedAttention(nn.Module):
             return k, v
         held_k, held_v = ctx.extend(k, part=0), ctx.extend(v, part=1)
         return (k, v) if ctx.fresh else (held_k.to(k.dtype), held_v.to(v.dtype))
+
+
+@final
+class HeadNormalisation(nn.Module):
+    def __init__(self, config: HeadNorm, heads: int, width: int) -> None:
+        super().__init__()
+        self.config = config
+        size = heads * width if config.whole else width
+        shape = (size,) if config.steps is None else (config.steps, size)
+        self.weight = nn.Parameter(torch.empty(shape)) if config.weight else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
+    def forward(self, x: Queries, ctx: Context) -> Queries:
+        if not self.config.whole:
+            return self._scaled(x, ctx)
+        rows = self._scaled(x.transpose(1, 2).flatten(-2), ctx)  # B T HK
+        return rows.unflatten(-1, (x.shape[1], -1)).transpose(1, 2)
+
+    def _scaled(self, x: Float[Tensor, "B ... N"], ctx: Context) -> Float[Tensor, "B ... N"]:
+        if self.weight is None or self.config.steps is None:
+            return rms_norm(x, self.weight, self.config.eps)
+        if ctx.step is None:
+            raise ValueError("this head norm differs by step, so it can only be used inside a loop")
+        gains = self.weight[ctx.step.clamp_max(self.config.steps - 1)].to(x.dtype)
+        gains = gains.view(len(gains), *(x.ndim - 2) * [1], -1)
+        return rms_norm(x, None, self.config.eps) * gains
 
 
 @final

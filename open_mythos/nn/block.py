@@ -5,6 +5,7 @@
     PostNorm    norm(x + f(x))                         Vaswani et al. 2017; Universal Transformer
     Sandwich    norm2(x + f(norm1(x)))                 Huginn, Geiping et al. 2025 (arXiv 2502.05171)
     BothNorm    x + norm2(f(norm1(x)))                 Ouro, Zhu et al. 2025 (arXiv 2510.25741)
+    BranchNorm  x + norm(f(x))                         OLMo 2, Walsh et al. 2025 (arXiv 2501.00656)
     Parallel    x + mixer(norm(x)) + ffn(norm(x))      Wang & Komatsuzaki 2021 (GPT-J)
 
 f is first the mixer, then the feed-forward.
@@ -61,6 +62,15 @@ class BothNorm(Config):
 
     def build(self, dim: int) -> "BothNormBlock":
         return BothNormBlock(self, dim)
+
+
+class BranchNorm(Config):
+    mixer: Mixer
+    ffn: FFN
+    norm: Norm = RMSNorm()
+
+    def build(self, dim: int) -> "BranchNormBlock":
+        return BranchNormBlock(self, dim)
 
 
 class Parallel(Config):
@@ -137,6 +147,18 @@ class BothNormBlock(nn.Module):
 
 
 @final
+class BranchNormBlock(nn.Module):
+    def __init__(self, config: BranchNorm, dim: int) -> None:
+        super().__init__()
+        self.mixer, self.mixer_norm = config.mixer.build(dim), config.norm.build(dim)
+        self.ffn, self.ffn_norm = config.ffn.build(dim), config.norm.build(dim)
+
+    def forward(self, x: Hidden, ctx: Context) -> Hidden:
+        x = x + self.mixer_norm(self.mixer(x, ctx))
+        return x + self.ffn_norm(self.ffn(x, ctx))
+
+
+@final
 class ParallelBlock(nn.Module):
     def __init__(self, config: Parallel, dim: int) -> None:
         super().__init__()
@@ -148,4 +170,4 @@ class ParallelBlock(nn.Module):
         return x + self.mixer(seen, ctx) + self.ffn(seen, ctx)
 
 
-Block = PreNorm | PostNorm | Sandwich | BothNorm | Parallel
+Block = PreNorm | PostNorm | Sandwich | BothNorm | BranchNorm | Parallel

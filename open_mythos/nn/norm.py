@@ -30,9 +30,10 @@ class RMSNorm(Config):
 
 class LayerNorm(Config):
     eps: float = 1e-5
+    weight: bool = True  # and a bias; OLMo has neither
 
     def build(self, dim: int) -> nn.LayerNorm:
-        return nn.LayerNorm(dim, self.eps)
+        return nn.LayerNorm(dim, self.eps, elementwise_affine=self.weight)
 
 
 @final

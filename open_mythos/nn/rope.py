@@ -14,6 +14,9 @@ many:
     wavelength < original / high    unchanged
     wavelength > original / low     angle / factor
     between                         a blend of the two, linear in original / wavelength
+
+`Yarn` does the same with a blend that is linear in the channel, between those that turn `fast` and `slow`
+times within `original` tokens, and lengthens queries and keys by `gain`, 0.1 ln(factor) + 1.
 """
 
 import math
@@ -41,7 +44,7 @@ class Llama3(Config):
                 f"Llama3 needs factor >= 1 and 0 < low < high, got {self.factor}, {self.low} and {self.high}"
             )
 
-    def stretch(self, rates: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
+    def stretch(self, rates: Float[Tensor, "half"], base: float) -> Float[Tensor, "half"]:
         turns = self.original * rates / (2 * math.pi)  # original / wavelength
         keep = ((turns - self.low) / (self.high - self.low)).clamp(0, 1)
         return rates * (keep + (1 - keep) / self.factor)
@@ -52,14 +55,50 @@ class Interpolated(Config):
 
     factor: float
 
-    def stretch(self, rates: Float[Tensor, "half"]) -> Float[Tensor, "half"]:
+    def stretch(self, rates: Float[Tensor, "half"], base: float) -> Float[Tensor, "half"]:
         return rates / self.factor
+
+
+class Yarn(Config):
+    """Peng et al. 2023 (arXiv 2309.00071), as in transformers; `rounded` bounds are whole channels."""
+
+    factor: float
+    original: int
+    fast: float = 32.0
+    slow: float = 1.0
+    gain: float | None = None
+    rounded: bool = True
+
+    def __post_init__(self) -> None:
+        if self.factor < 1 or not 0 < self.slow < self.fast:
+            raise ValueError(
+                f"Yarn needs factor >= 1 and 0 < slow < fast, got {self.factor}, {self.slow} and {self.fast}"
+            )
+
+    def stretch(self, rates: Float[Tensor, "half"], base: float) -> Float[Tensor, "half"]:
+        first, last = (self._channel(turns, len(rates), base) for turns in (self.fast, self.slow))
+        if self.rounded:
+            first, last = math.floor(first), math.ceil(last)
+        first, last = max(first, 0), min(last, 2 * len(rates) - 1)
+        channel = torch.arange(len(rates), dtype=rates.dtype, device=rates.device)
+        slowed = ((channel - first) / (last - first or 1e-3)).clamp(0, 1)
+        return rates * (1 - slowed + slowed / self.factor)
+
+    def lengthen(self) -> float:
+        return 0.1 * math.log(self.factor) + 1 if self.gain is None else self.gain
+
+    def _channel(self, turns: float, half: int, base: float) -> float:
+        """The one, as a fraction, that turns so often within the original context."""
+        return half * math.log(self.original / (2 * math.pi * turns)) / math.log(base)
+
+
+Scaling = Llama3 | Interpolated | Yarn
 
 
 class Rope(Config):
     base: float = 10_000.0
     pairs: Literal["adjacent", "halves"] = "adjacent"
-    scaling: Llama3 | Interpolated | None = None
+    scaling: Scaling | None = None
 
     def __post_init__(self) -> None:
         if self.base <= 0:
@@ -80,9 +119,12 @@ class Rope(Config):
         exponent = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
         rates = self.base**-exponent
         if self.scaling is not None:
-            rates = self.scaling.stretch(rates)
+            rates = self.scaling.stretch(rates, self.base)
         angle = positions[:, None, :, None] * rates
-        return torch.stack([angle.cos(), angle.sin()]).float()
+        turns = torch.stack([angle.cos(), angle.sin()])
+        if isinstance(self.scaling, Yarn):
+            turns = turns * self.scaling.lengthen()
+        return turns.float()
 
 
 def rotate(

@@ -35,6 +35,7 @@ def _models() -> dict[str, Model]:
         dreamer,
         huginn,
         kohli,
+        olmo,
         ouro,
         parcae,
         recursions,
@@ -49,6 +50,7 @@ def _models() -> dict[str, Model]:
     models |= {f"parcae-{size}": parcae.parcae(size) for size in parcae.SIZES}
     models |= {f"parcae-gpt-{size}": parcae.parcae_gpt(size) for size in parcae.SIZES}
     models |= {f"huginn-{size}": huginn.huginn(size) for size in huginn.SIZES}
-    for page in (ouro, universal, chen, kohli, saunshi, dreamer, recursions, relaxed, retrofit, baseline):
+    looped = ouro, universal, chen, kohli, saunshi, dreamer, recursions, relaxed, retrofit
+    for page in (*looped, baseline, olmo):
         models |= page.MODELS
     return models

@@ -25,7 +25,7 @@ from open_mythos.nn.attention import GQA, HeadNorm
 from open_mythos.nn.block import PreNorm
 from open_mythos.nn.ffn import SwiGLU
 from open_mythos.nn.norm import RMSNorm
-from open_mythos.nn.rope import Interpolated, Llama3, Rope
+from open_mythos.nn.rope import Llama3, Rope, Scaling
 
 
 class Shape(Config):
@@ -40,7 +40,7 @@ class Shape(Config):
     head_dim: int | None = None
     context: int = 131_072
     base: float = 500_000.0
-    scaling: Llama3 | Interpolated | None = None
+    scaling: Scaling | None = None
     eps: float = 1e-5
     tied: bool = True
     bias: bool = False  # on queries, keys and values

@@ -7,8 +7,9 @@ of loop l div K), and every linear map is relaxed by a low-rank pair of its own 
 
 Exact about the sharing, the relaxation of every linear map and the conversion of pretrained weights
 (`hub.surgery.relax`: stepwise, average or lower start, pairs from the singular values of what the sharing
-lost; at full rank the original comes back). The gate and the upward map of a SwiGLU are one matrix here, so
-they share one pair. Sizes of TinyLlama; Gemma's blocks are not here.
+lost; at full rank the original comes back, for which the norms of heads get gains per loop). The gate and
+the upward map of a SwiGLU are one matrix here, so they share one pair. Sizes of TinyLlama; Gemma's blocks are
+not here.
 
     name                      parameters        layers   loops  rank
     recursive-tinyllama-1.1b  616 M             11       2      none
@@ -22,6 +23,7 @@ from open_mythos.nn.attention import GQA
 from open_mythos.nn.block import PreNorm
 from open_mythos.nn.ffn import SwiGLU
 from open_mythos.nn.linear import LoRA, Plain
+from open_mythos.nn.norm import LayerNorm
 from open_mythos.presets.baseline import SHAPES, llama
 
 
@@ -37,7 +39,10 @@ def relaxed(model: Model, loops: int, rank: int | None) -> Model:
     linear = Plain() if rank is None else LoRA(rank=rank, steps=loops)
     assert isinstance(layer.mixer, GQA)
     assert isinstance(layer.ffn, SwiGLU)
-    layer = layer.replace(mixer=layer.mixer.replace(linear=linear), ffn=layer.ffn.replace(linear=linear))
+    mixer = layer.mixer.replace(linear=linear)
+    if rank is not None and mixer.head_norm is not None:  # what no linear map could take over
+        mixer = mixer.replace(head_norm=mixer.head_norm.replace(steps=loops))
+    layer = layer.replace(mixer=mixer, ffn=layer.ffn.replace(linear=linear))
     block = len(model.prelude) // loops * (layer,)
     return model.replace(prelude=(), loop=Loop(layers=block, schedule=Fixed(steps=loops)))
 
@@ -52,6 +57,8 @@ def alike(model: Model) -> PreNorm:
         )
     if not isinstance(layer.mixer, GQA) or not isinstance(layer.ffn, SwiGLU):
         raise ValueError("only layers with grouped attention and SwiGLU can be made a loop")
+    if isinstance(layer.norm, LayerNorm) and layer.norm.weight:
+        raise ValueError("only norms without a bias can be folded into the maps behind them, as RMSNorm")
     return layer
 
 

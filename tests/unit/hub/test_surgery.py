@@ -8,7 +8,9 @@ from open_mythos.hub.load import from_pretrained, save_pretrained
 from open_mythos.hub.surgery import low_rank, relax, retrofit
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
+from open_mythos.nn.norm import LayerNorm
 from open_mythos.presets.baseline import Shape, llama
+from open_mythos.presets.olmo import olmo, olmo2
 from open_mythos.presets.retrofit import Cut
 from tests.lively import lively
 
@@ -26,13 +28,32 @@ def close(a: Tensor, b: Tensor) -> None:
 
 @pytest.mark.parametrize("sharing", ["stepwise", "average", "lower"])
 @pytest.mark.parametrize(
-    "kind", [{}, {"bias": True}, {"bias": True, "out_bias": True, "tied": False}], ids=str
+    "kind",
+    [{}, {"bias": True}, {"bias": True, "out_bias": True, "tied": False}, {"head_norm": True}],
+    ids=str,
 )
 def test_full_rank_is_the_original(kind: dict[str, bool], sharing: str) -> None:
     lm = plain(**kind)
     looped = relax(lm, loops=3, rank=20, sharing=sharing)  # type: ignore[arg-type]
     assert looped.steps == 3
     close(looped(TOKENS), lm(TOKENS))
+
+
+def test_olmo_keeps_its_logits_at_full_rank_and_its_layers_in_a_retrofit() -> None:
+    lm = lively(olmo(SHAPE))
+    close(relax(lm, loops=2, rank=20)(TOKENS), lm(TOKENS))
+    for plain_lm in (lm, lively(olmo2(SHAPE))):
+        whole = retrofit(plain_lm, Cut(prelude=2, core=2, coda=2))  # nothing is dropped
+        close(whole(TOKENS, 3), plain_lm(TOKENS))
+    with pytest.raises(ValueError, match="pre-norm"):
+        relax(lively(olmo2(SHAPE)), 2, 20)
+
+
+def test_a_norm_with_a_bias_is_not_folded() -> None:
+    config = llama(SHAPE)
+    layer = config.prelude[0].replace(norm=LayerNorm())
+    with pytest.raises(ValueError, match="without a bias"):
+        relax(lively(config.replace(prelude=6 * (layer,))), 2, 20)
 
 
 def test_more_rank_loses_less() -> None:

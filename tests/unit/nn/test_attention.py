@@ -21,6 +21,7 @@ GROUPED = {
     "full": GQA(heads=4, attention="full"),
     "biases": GQA(heads=4, kv_heads=2, bias=True, out_bias=True, qk_bias=True, head_dim=8),
     "norm before": GQA(heads=4, head_norm=HeadNorm()),
+    "norm of all heads": GQA(heads=4, kv_heads=2, head_norm=HeadNorm(whole=True)),
     "norm after": GQA(
         heads=4, head_norm=HeadNorm(weight=False, after_rotation=True), rope=Rope(pairs="halves")
     ),
@@ -48,6 +49,10 @@ def by_hand(layer: GroupedAttention, config: GQA, x: Tensor, ctx: Context) -> Te
         if config.head_norm is None:
             return rotate(y)
         weight = None if norm is None else norm.weight
+        if config.head_norm.whole:
+            rows = y.transpose(1, 2).flatten(2)
+            normed = rms_norm(rows, weight, config.head_norm.eps)
+            return rotate(normed.view(batch, length, -1, width).transpose(1, 2))
         if config.head_norm.after_rotation:
             return rms_norm(rotate(y), weight, config.head_norm.eps)
         return rotate(rms_norm(y, weight, config.head_norm.eps))
