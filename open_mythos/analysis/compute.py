@@ -80,7 +80,7 @@ def parameters(model: Model, loops: int | None = None) -> Parameters:
 
 def flops(model: Model) -> Flops:
     """FLOPs of the forward pass, per token."""
-    lm = on_meta(model)
+    lm = on_meta(model.replace(context=max(model.context, *LENGTHS)))
     one = _line([_count(lm, length, 1) for length in LENGTHS])
     if lm.loop is None:
         return Flops(one[0], 0.0, one[1], 0.0)

@@ -12,7 +12,7 @@ spends more FLOPs on every parameter than any dense model without one, and then 
 says how far off the nearest is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple, get_args
 
@@ -81,16 +81,34 @@ def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float =
         raise ValueError(
             f"models can be equal in {', '.join(get_args(What))}; got {', '.join(on) or 'nothing'}"
         )
-    make = _Fixed(model) if model.loop is not None else _Looped(model, loops)
+    nearest = ""
+    for make in _makers(model, loops):
+        found = _search(make, model, on, tolerance)
+        if isinstance(found, Match):
+            return found
+        nearest = nearest or found
+    raise ValueError(nearest)
+
+
+def _makers(model: Model, loops: int) -> Iterator["_Fixed | _Looped"]:
+    """A loop comes with one layer before and after, or as many more as its turns cannot make up for."""
+    if model.loop is not None:
+        yield _Fixed(model)
+    else:
+        yield from (_Looped(model, loops, ends) for ends in range(2, 2 + loops))
+
+
+def _search(make: "_Fixed | _Looped", model: Model, on: Sequence[str], tolerance: float) -> "Match | str":
+    """The match, or how far off the nearest is."""
     wanted, old = cost(model), _width(_layer(model))
     guess = _Plane(make, old)
     tried = [(n, w) for n in range(1, _most(model) + 1) for w in guess.widths(n, wanted, on)]
     if not tried:
-        raise ValueError(f"no model of these layers comes near in {' and '.join(on)}")
+        return f"no model of these layers comes near in {' and '.join(on)}"
     near = [pair for pair in tried if guess(*pair).off(wanted, on) <= tolerance]
     if not near:
         best = min(tried, key=lambda pair: guess(*pair).off(wanted, on))
-        raise ValueError(_nearest(guess(*best), wanted, on, tolerance))
+        return _nearest(guess(*best), wanted, on, tolerance)
     for layers, width in sorted(near, key=lambda pair: abs(pair[1] - old)):
         other = make(make.spread(layers), width)
         counted = cost(other)
@@ -162,10 +180,10 @@ class _Fixed:
 
 
 class _Looped:
-    """One layer before and after, and a loop between with the injection of Parcae."""
+    """Layers before and after, `ends` together, and a loop between with the injection of Parcae."""
 
-    def __init__(self, model: Model, loops: int) -> None:
-        self.model, self.loops, self.kinds = model, loops, (_layer(model),)
+    def __init__(self, model: Model, loops: int, ends: int = 2) -> None:
+        self.model, self.loops, self.ends, self.kinds = model, loops, ends, (_layer(model),)
 
     def spread(self, layers: int) -> tuple[Block, ...]:
         return layers * self.kinds
@@ -178,7 +196,8 @@ class _Looped:
             inject=Diagonal(),
             schedule=Fixed(steps=self.loops),
         )
-        return self.model.replace(prelude=(layer,), loop=loop, coda=(layer,))
+        after = self.ends // 2
+        return self.model.replace(prelude=(self.ends - after) * (layer,), loop=loop, coda=after * (layer,))
 
 
 def _most(model: Model) -> int:

@@ -102,6 +102,10 @@ def test_flops_are_those_of_the_model_at_any_depth(name):
     assert 96 * flops(MODELS[name]).token(4, context=96) == pytest.approx(counter.get_total_flops(), rel=1e-3)
 
 
+def test_a_context_shorter_than_what_is_counted_changes_nothing():
+    assert flops(model().replace(context=8)) == flops(model())
+
+
 def test_cache_bytes_of_each_policy():
     once, slot = 2 * D, 2 * 2 * D  # keys and values of a layer at half width, in 2 bytes; two looped layers
     dense = model()

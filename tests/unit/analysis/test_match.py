@@ -47,6 +47,14 @@ def test_the_match_is_equal_in_what_was_asked_for(model: object, on: tuple[str, 
     assert found.model.build()(torch.zeros(1, 4, dtype=torch.long)).shape == (1, 4, 64)
 
 
+@pytest.mark.parametrize("layers", [5, 6, 7, 12])
+def test_a_loop_remembers_as_much_whatever_its_turns(layers: int) -> None:
+    """Layers that are no multiple of the loop's turns go before and after it, one each at least."""
+    found = match(FIXED.replace(prelude=layers * FIXED.prelude[:1]), ("memory",), loops=3).model
+    assert found.loop is not None
+    assert len(found.prelude) + 3 * len(found.loop.layers) + len(found.coda) == layers
+
+
 def test_the_twin_of_parcae_is_the_papers_baseline() -> None:
     """Layer by layer: every second one has a table of value embeddings."""
     assert match(parcae("140m"), ("params",)).model == parcae_gpt("140m")
