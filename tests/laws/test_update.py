@@ -58,3 +58,14 @@ def test_the_decay_forgets() -> None:
         sizes.append(float(h.detach().norm()))
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[-1] < 0.5 * sizes[0]
+
+
+@pytest.mark.parametrize("decay", [0.05, 0.5, 0.99])
+def test_lti_begins_as_it_is_told(decay: float) -> None:
+    torch.testing.assert_close(LTI(decay=decay).build(DIM).decay(), torch.full((DIM,), decay))
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.0, -1.0])
+def test_lti_refuses_what_is_no_decay(decay: float) -> None:
+    with pytest.raises(ValueError, match="between 0 and 1"):
+        LTI(decay=decay)
