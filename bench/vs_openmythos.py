@@ -10,7 +10,6 @@ memory, as `mythos train` does. Results go to bench/results/ as JSON.
 """
 
 import json
-import platform
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from typing import Any, Literal
 
 import counts
 import flops
+import machine
 import memory
 import original
 import torch
@@ -67,7 +67,7 @@ class Bench:
 
     def run(self) -> None:
         options = self.options
-        print(f"{_machine(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads")
+        print(f"{machine.name(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads")
         for name, peak in self.peaks.items():
             print(f"matrix product, {name}: {peak / 1e9:.0f} GFLOP/s")
         for dim in options.dims:
@@ -167,7 +167,7 @@ class Bench:
 
     def _save(self) -> None:
         about = {
-            "machine": _machine(self.device),
+            "machine": machine.name(self.device),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "clock": self.options.clock,
@@ -187,16 +187,6 @@ def _check_equal(name: str, sides: Sides) -> None:
         if not error < TOLERANCE:
             raise ValueError(f"{name}: logits of {what} differ by {error:.1e}, so times mean nothing")
         print(f"{name} {what}: logits differ by {error:.1e} at most, the largest is {theirs.abs().max():.1f}")
-
-
-def _machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    models = Path("/proc/cpuinfo")
-    lines = models.read_text().splitlines() if models.exists() else []
-    return next(
-        (line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine()
-    )
 
 
 def main() -> None:

@@ -35,27 +35,8 @@ def recognise(config: Settings) -> bool:
 
 def to_model(config: Settings) -> Model:
     check_settings(config, "Llama")
-    kind = config["model_type"]
-    biased = bool(config.get("attention_bias", False))
-    return llama(
-        Shape(
-            vocab=config["vocab_size"],
-            dim=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=kv_heads(config),
-            width=config["intermediate_size"],
-            head_dim=head_dim(config),
-            context=config.get("max_position_embeddings", 2048),
-            base=rope_of(config).base,
-            scaling=rope_of(config).scaling,
-            eps=config.get("rms_norm_eps", 1e-6),
-            tied=config.get("tie_word_embeddings", False),
-            bias=biased or kind == "qwen2",
-            out_bias=biased,
-            head_norm=kind == "qwen3",
-        )
-    )
+    shape, kind = shape_of(config, eps=1e-6), config["model_type"]
+    return llama(shape.replace(bias=shape.bias or kind == "qwen2", head_norm=kind == "qwen3"))
 
 
 def to_config(model: Model) -> dict[str, Any]:
@@ -97,9 +78,7 @@ def spare(config: Settings) -> dict[str, tuple[int, ...]]:
     if "transformers_version" in config:  # old ones also held their rotations; we write none
         places = [f"model.layers.{i}" for i in range(config["num_hidden_layers"])]
         found = {f"{place}.self_attn.rotary_emb.inv_freq": (_width(config) // 2,) for place in places}
-    if config.get("tie_word_embeddings", False):
-        found["lm_head.weight"] = (config["vocab_size"], config["hidden_size"])
-    return found
+    return found | spare_head(config)
 
 
 def constants(model: Model) -> dict[str, Tensor]:
@@ -113,6 +92,33 @@ def check_settings(config: Settings, family: str) -> None:
     windowed = config.get("use_sliding_window", config.get("model_type") == "mistral")
     if windowed and (config.get("sliding_window") or math.inf) < config.get("max_position_embeddings", 2048):
         need(config, "sliding_window", None, family=family)  # a wider one hides nothing
+
+
+def shape_of(config: Settings, eps: float) -> Shape:
+    """What Llama and its kin say alike; `eps` is the family's own where none is said."""
+    rope, biased = rope_of(config), bool(config.get("attention_bias", False))
+    return Shape(
+        vocab=config["vocab_size"],
+        dim=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        kv_heads=kv_heads(config),
+        width=config["intermediate_size"],
+        head_dim=head_dim(config),
+        context=config.get("max_position_embeddings", 2048),
+        base=rope.base,
+        scaling=rope.scaling,
+        eps=config.get("rms_norm_eps", eps),
+        tied=config.get("tie_word_embeddings", False),
+        bias=biased,
+        out_bias=biased,
+    )
+
+
+def spare_head(config: Settings) -> dict[str, tuple[int, ...]]:
+    """A head that is stored although the embedding serves as one."""
+    tied = config.get("tie_word_embeddings", False)
+    return {"lm_head.weight": (config["vocab_size"], config["hidden_size"])} if tied else {}
 
 
 def layer_links(mixer: GQA, norms: Mapping[str, str]) -> list[Link]:

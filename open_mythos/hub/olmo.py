@@ -11,12 +11,11 @@ from torch import Tensor
 
 from open_mythos.hub.family import Settings, fail_unless_same, need
 from open_mythos.hub.links import Link, link, nest
-from open_mythos.hub.llama import check_settings, head_dim, kv_heads, layer_links, rope_of, shape_settings
+from open_mythos.hub.llama import check_settings, layer_links, shape_of, shape_settings, spare_head
 from open_mythos.model import Model
 from open_mythos.nn.attention import GQA
 from open_mythos.nn.block import BranchNorm
 from open_mythos.nn.ffn import SwiGLU
-from open_mythos.presets.baseline import Shape
 from open_mythos.presets.olmo import olmo, olmo2
 
 NAME = "olmo"
@@ -31,26 +30,8 @@ def recognise(config: Settings) -> bool:
 def to_model(config: Settings) -> Model:
     check_settings(config, "OLMo")
     need(config, "clip_qkv", None, family="OLMo")
-    rope, biased = rope_of(config), bool(config.get("attention_bias", False))
     make = olmo if config["model_type"] == "olmo" else olmo2
-    return make(
-        Shape(
-            vocab=config["vocab_size"],
-            dim=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            kv_heads=kv_heads(config),
-            width=config["intermediate_size"],
-            head_dim=head_dim(config),
-            context=config.get("max_position_embeddings", 2048),
-            base=rope.base,
-            scaling=rope.scaling,
-            eps=config.get("rms_norm_eps", 1e-5),
-            tied=config.get("tie_word_embeddings", False),
-            bias=biased,
-            out_bias=biased,
-        )
-    )
+    return make(shape_of(config, eps=1e-5))
 
 
 def to_config(model: Model) -> dict[str, Any]:
@@ -86,8 +67,7 @@ def links(model: Model) -> Sequence[Link]:
 
 
 def spare(config: Settings) -> dict[str, tuple[int, ...]]:
-    tied = config.get("tie_word_embeddings", False)
-    return {"lm_head.weight": (config["vocab_size"], config["hidden_size"])} if tied else {}
+    return spare_head(config)
 
 
 def constants(model: Model) -> dict[str, Tensor]:

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from open_mythos.hub.family import Settings, fail_unless_same, need
 from open_mythos.hub.links import Link, link, nest
-from open_mythos.hub.llama import check_settings, head_dim, kv_heads, layer_links, rope_of, shape_settings
+from open_mythos.hub.llama import (
+    check_settings,
+    head_dim,
+    kv_heads,
+    layer_links,
+    rope_of,
+    shape_settings,
+    spare_head,
+)
 from open_mythos.loop.adapt import NormedStep
 from open_mythos.loop.halt import ExitGate
 from open_mythos.model import Model
@@ -99,8 +107,7 @@ def links(model: Model) -> Sequence[Link]:
 
 
 def spare(config: Settings) -> dict[str, tuple[int, ...]]:
-    tied = config.get("tie_word_embeddings", False)
-    return {"lm_head.weight": (config["vocab_size"], config["hidden_size"])} if tied else {}
+    return spare_head(config)
 
 
 def constants(model: Model) -> dict[str, Tensor]:

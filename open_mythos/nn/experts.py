@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, library
 from torch.nn import functional as F
 
 Rows = Float[Tensor, "M D"]
@@ -73,7 +73,7 @@ class _Reordered(torch.autograd.Function):
         return grad if ctx.k == 1 else grad.view(-1, ctx.k, grad.shape[-1]).sum(1), None, None, None
 
 
-@torch.library.custom_op("open_mythos::grouped_swiglu", mutates_args=())
+@library.custom_op("open_mythos::grouped_swiglu", mutates_args=())
 def grouped_swiglu(x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """(y, middle) for rows sorted by expert; `middle` (M 2F) is kept for the backward pass."""
     if _on_device(x, gate_up):
@@ -92,7 +92,7 @@ def _(x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> tuple[Tensor,
     return torch.empty_like(x), x.new_empty(x.shape[0], gate_up.shape[1])
 
 
-@torch.library.custom_op("open_mythos::grouped_swiglu_backward", mutates_args=())
+@library.custom_op("open_mythos::grouped_swiglu_backward", mutates_args=())
 def grouped_swiglu_backward(
     grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor, middle: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
