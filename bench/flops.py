@@ -18,6 +18,7 @@ def count(run: Callable[[], object]) -> int:
     mapping: dict[Any, Any] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _attention,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+        torch.ops.mkldnn._linear_pointwise: _linear,
         ours.grouped_swiglu: _experts,
         ours.grouped_swiglu_backward: _experts_backward,
     }
@@ -34,6 +35,13 @@ def _attention(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any
 
 def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *rest: Any, **__: Any) -> int:
     return 5 * _attention(q, k, v) // 2  # scores again, and four gradients of two products
+
+
+def _linear(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+    rows = 1
+    for size in x[:-1]:
+        rows *= size
+    return 2 * rows * x[-1] * weight[0]
 
 
 def _experts(x: Any, gate_up: Any, *_: Any, **__: Any) -> int:

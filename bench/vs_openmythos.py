@@ -5,8 +5,9 @@
 Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B.
 Every pair gives a ratio; the table shows the median of the ratios, the smallest and the largest. Above one,
 ours is faster. `share` is what ours reaches of the rate of a plain matrix product measured in the same run.
-In bfloat16 both run under autocast (the original has no other). Both run in one process that keeps freed
-memory, as `mythos train` does. Results go to bench/results/ as JSON.
+In bfloat16 both run under autocast (the original has no other). Both run in one process, with the system's way
+of handing out memory; with --keep-freed it keeps what is freed, as `mythos train` does, and both are faster.
+Results go to bench/results/ as JSON.
 """
 
 import json
@@ -47,6 +48,7 @@ class Options:
     compiled: bool = False  # also with both sides under torch.compile (minutes of warming up)
     threads: int | None = None
     clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
+    keep_freed: bool = False  # both sides in a process that keeps freed memory, as `mythos train` does
     budget: float = 6.0  # seconds per row, at least three pairs
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     original: Path | None = None  # folder of an unpacked wheel; else pip downloads it
@@ -171,6 +173,7 @@ class Bench:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "clock": self.options.clock,
+            "keep_freed": self.options.keep_freed,
             "matmul_peak": self.peaks,
         }
         self.options.out.mkdir(parents=True, exist_ok=True)
@@ -194,7 +197,8 @@ def main() -> None:
     if options.quick:
         options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
         options.contexts, options.batches, options.budget = (128, 1024), (1,), 2.0
-    keep_freed_memory()
+    if options.keep_freed:
+        keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:

@@ -82,7 +82,7 @@ class LoopedLM(nn.Module):
         self.readout = Projection(dim, dim) if isinstance(config.leave, Matrix) else None
         self.coda = nn.ModuleList(block.build(dim) for block in config.coda)
         self.norm = config.norm.build(dim) if config.norm is not None else None
-        self.head = nn.Linear(dim, config.vocab, bias=False)
+        self.head = Projection(dim, config.vocab)
         self._tie()
         self._check_tables()
         if not self.embed.weight.is_meta:

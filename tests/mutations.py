@@ -14,6 +14,13 @@ class Mutation(NamedTuple):
 LAWS = "laws/test_"
 MUTATIONS = [
     Mutation(
+        "products: the bias of the fast one",
+        "nn/product.py",
+        "rows.sum(0) if needs_bias",
+        "rows.mean(0) if needs_bias",
+        "unit/nn/test_product.py",
+    ),
+    Mutation(
         "causality: the triangle",
         "nn/context.py",
         "return Sight(causal=True)",

@@ -13,10 +13,10 @@ from typing import final
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
+from open_mythos.nn.product import linear
 
 
 class Plain(Config):
@@ -47,7 +47,7 @@ class Projection(nn.Linear):
         self.residual = residual
 
     def forward(self, x: Float[Tensor, "... I"], ctx: Context | None = None) -> Float[Tensor, "... O"]:
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 @final

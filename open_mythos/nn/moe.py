@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
 from open_mythos.nn.experts import Rows, run_experts
+from open_mythos.nn.linear import Projection
 from open_mythos.nn.spread import Spread
 from open_mythos.shapes import Hidden
 
@@ -59,8 +60,8 @@ class MixtureOfExperts(nn.Module):
         self.gate_up = nn.Parameter(torch.empty(config.experts, 2 * config.width, dim))  # gate first
         self.down = nn.Parameter(torch.empty(config.experts, dim, config.width))
         # Several shared SwiGLUs side by side are one wider SwiGLU.
-        self.shared_gate_up = nn.Linear(dim, 2 * shared, bias=False) if shared else None
-        self.shared_down = nn.Linear(shared, dim, bias=False) if shared else None
+        self.shared_gate_up = Projection(dim, 2 * shared) if shared else None
+        self.shared_down = Projection(shared, dim) if shared else None
         self.register_buffer("bias", torch.empty(config.experts))
         self.reset_parameters()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from open_mythos.nn.product import linear
 from open_mythos.shapes import Features, PerToken, Tokens
 
 IGNORED = -100  # a target that is not to be predicted
@@ -111,7 +112,7 @@ class _ChunkedLoss(torch.autograd.Function):
         with torch.autocast(rows.device.type, enabled=False):
             for start in range(0, len(rows), chunk):
                 at = slice(start, start + chunk)
-                logits = rows[at] @ weight.T
+                logits = linear(rows[at], weight)
                 probabilities, normaliser = _softmax(logits)
                 tokens[at], terms[at] = _terms(logits, normaliser, targets[at], z_loss)
                 if not (need_rows or need_head):
@@ -119,7 +120,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_logits = _d_logits_(probabilities, normaliser, targets[at], z_loss).to(rows.dtype)
                 scale = scales[at].where(targets[at] != IGNORED, 0.0).to(rows.dtype)[:, None]
                 if d_rows is not None:
-                    torch.mm(d_logits, weight, out=d_rows[at]).mul_(scale)
+                    torch.mul(linear(d_logits, weight.T), scale, out=d_rows[at])
                 if d_head is not None:
                     _accumulate_(d_head, d_logits.T, rows[at] * scale)
         ctx.save_for_backward(d_rows, d_head, terms)

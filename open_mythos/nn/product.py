@@ -1,0 +1,70 @@
+"""The product of rows with a weight, on a CPU through the faster of the two libraries that PyTorch carries.
+
+    y = x W^T + b            dx = dy W            dW = dy^T x            db = sum(dy)
+
+In float32 PyTorch takes MKL, which on processors that are not Intel's reaches half to three quarters of what
+oneDNN does on the same product; oneDNN costs more to start, and a millisecond when a shape is new. So large
+products go to oneDNN, and all else (small ones, other precisions and devices, `torch.compile`, dW, where MKL
+is as fast) to `F.linear`, which is also the oracle. bench/product.py shows both.
+"""
+
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LARGE = 2**22  # multiplications from which oneDNN's start pays
+
+Rows = Float[Tensor, "... I"]
+Weight = Float[Tensor, "O I"]
+Bias = Float[Tensor, "O"]
+Out = Float[Tensor, "... O"]
+
+
+def linear(x: Rows, weight: Weight, bias: Bias | None = None) -> Out:
+    """`F.linear`, equal to rounding."""
+    if not _onednn_is_faster(x, weight):
+        return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _onednn(x, weight, bias)
+    return cast(Tensor, _Linear.apply(x, weight, bias))
+
+
+class _Linear(torch.autograd.Function):
+    """The backward pass is made of differentiable products, so it can itself be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Rows, weight: Weight, bias: Bias | None) -> Out:
+        ctx.save_for_backward(x, weight)
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Out) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = grad.flatten(0, -2)
+        return (
+            linear(grad, weight.mT) if needs_x else None,
+            rows.mT @ x.flatten(0, -2) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
+        )
+
+
+def _onednn(x: Rows, weight: Weight, bias: Bias | None) -> Out:
+    return cast(Tensor, torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], ""))
+
+
+def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.numel() * len(weight) >= LARGE
+        and x.dtype == weight.dtype == torch.float32
+        and type(x) is Tensor
+        and type(weight) in (Tensor, nn.Parameter)
+        and x.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,67 @@
+"""The fast product of rows and weights against `F.linear`: values, gradients, gradients of gradients."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from open_mythos.nn import product
+from open_mythos.nn.product import linear
+from tests.zoo import close
+
+
+@pytest.fixture(autouse=True)
+def _large_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "LARGE", 1)
+
+
+def inputs(shape: tuple[int, ...], out: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    sizes = (*shape,), (out, shape[-1]), (out,)
+    return [torch.randn(size, dtype=dtype, requires_grad=True) for size in sizes]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (2, 3, 33), (2, 1, 3, 16)], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_is_f_linear(shape: tuple[int, ...], biased: bool) -> None:
+    x, weight, bias = inputs(shape, 9)
+    given = (x, weight, bias) if biased else (x, weight)
+    fast, slow = linear(*given), F.linear(*given)
+    close(fast, slow, 1e-5)
+    towards = torch.randn_like(slow)
+    close(*(torch.autograd.grad(y, given, towards) for y in (fast, slow)), 1e-5)
+    with torch.no_grad():
+        close(linear(*given), slow.detach(), 1e-5)
+
+
+def test_takes_views() -> None:
+    x = torch.randn(6, 4, 10).transpose(0, 1)[..., ::2]
+    weight = torch.randn(5, 8).mT
+    close(linear(x, weight), F.linear(x, weight), 1e-5)
+
+
+def test_only_what_asks_gets_a_gradient() -> None:
+    x, weight, _ = inputs((4, 6), 3)
+    linear(x.detach(), weight).sum().backward()
+    assert x.grad is None
+    assert weight.grad is not None
+
+
+def test_the_gradient_has_a_gradient() -> None:
+    x, weight, bias = inputs((2, 5, 6), 4)
+    twice = []
+    for map_ in (linear, F.linear):
+        pulled = torch.autograd.grad(map_(x, weight, bias).pow(3).sum(), (x, weight, bias), create_graph=True)
+        twice.append(torch.autograd.grad(sum(p.square().sum() for p in pulled), (x, weight, bias)))
+    for fast, slow in zip(*twice, strict=True):
+        close(fast / slow.abs().max(), slow / slow.abs().max(), 1e-5)
+
+
+def test_other_precisions_are_left_alone() -> None:
+    x, weight, bias = inputs((3, 8), 4, torch.float64)
+    assert torch.equal(linear(x, weight, bias), F.linear(x, weight, bias))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x.float(), weight.float()).dtype == torch.bfloat16
+
+
+def test_no_rows() -> None:
+    assert linear(torch.empty(0, 4), torch.randn(3, 4)).shape == (0, 3)
