@@ -5,9 +5,9 @@
 Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B.
 Every pair gives a ratio; the table shows the median of the ratios, the smallest and the largest. Above one,
 ours is faster. `share` is what ours reaches of the rate of a plain matrix product measured in the same run.
-In bfloat16 both run under autocast (the original has no other). Both run in one process, with the system's way
-of handing out memory; with --keep-freed it keeps what is freed, as `mythos train` does, and both are faster.
-Results go to bench/results/ as JSON.
+In bfloat16 both run under autocast (the original has no other). Both share a process, with the allocator as
+it is; with --keep-freed it keeps what is freed, as `mythos train` does, and both are faster. Results go to
+bench/results/ as JSON.
 """
 
 import json

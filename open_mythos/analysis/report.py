@@ -63,7 +63,7 @@ def _opening(record: Record) -> Iterator[str]:
         yield page.tiles(numbers)
     if record.held_out is not None and record.baselines:
         yield page.heading("Against compressors and other baselines")
-        yield page.paragraph(_verdict(record.held_out, record.baselines))
+        yield page.paragraph(_verdict(record.held_out, record.baselines) + _how_measured(record))
         yield page.table(
             ("", "bits per byte", "model / this"), _baseline_rows(record.held_out, record.baselines)
         )
@@ -117,6 +117,16 @@ def _verdict(held_out: float, baselines: dict[str, float]) -> str:
         words += f" That is no better than {_join(others)}."
     return (
         f"{words} A compressor starts from nothing; the model has learned, and its weights are not counted."
+    )
+
+
+def _how_measured(record: Record) -> str:
+    length, stride = (record.config.get(name) for name in ("length", "eval_stride"))
+    if not isinstance(length, int) or not isinstance(stride, int):
+        return ""
+    return (
+        f" It reads rows of {length} tokens, one every {stride}, so it predicts each token from at least "
+        f"{length - stride} others."
     )
 
 

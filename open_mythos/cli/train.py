@@ -214,7 +214,7 @@ def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = No
     def look(state: TrainState, metrics: Metrics) -> None:
         done = recipe.progress(state.step, state.seconds) >= 1
         rows = None if done else recipe.eval_rows  # at the end, all of the held-out text
-        metrics |= evaluate(state.model, run.corpus, recipe.length, rows, recipe.precision)
+        metrics |= evaluate(state.model, run.corpus, recipe, rows)
 
     def sample(state: TrainState, metrics: Metrics) -> None:
         metrics["sample"] = _sample(run, state)

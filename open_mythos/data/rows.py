@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Integer
 
-from open_mythos.data.batch import Batch, next_token_batch
+from open_mythos.data.batch import IGNORED, Batch, next_token_batch
 from open_mythos.data.permute import permuted
 from open_mythos.data.tokenizer import Tokenizer
 
@@ -141,18 +141,26 @@ class RowLoader:
         return {"rows": self.count, "length": self.length, "tokens": len(self.tokens), "seed": self.seed}
 
 
-def in_order(tokens: Tokens, length: int, batch: int, limit: int | None = None) -> Iterator[Batch]:
-    """Each row once, first to last, for evaluation:
+def in_order(
+    tokens: Tokens, length: int, batch: int, limit: int | None = None, stride: int | None = None
+) -> Iterator[Batch]:
+    """Rows from first to last, for evaluation: at most `limit` batches, the last of which may be smaller.
 
-    at most `limit` batches, the last of which may be smaller.
+    A row begins `stride` tokens after the one before it, by default where that one ends. What rows share is
+    asked once, of the row in which more stands before it: all but the first tokens are then predicted from
+    at least length - stride others.
     """
-    count = tokens.count_rows(length)
-    if count < 1:
+    stride = stride or length
+    starts = range(0, len(tokens) - length, stride)
+    if not starts:
         raise ValueError(f"the held-out text is too short: {len(tokens)} tokens make no row of {length}")
-    for number, first in enumerate(range(0, count, batch)):
+    for number, first in enumerate(range(0, len(starts), batch)):
         if limit is not None and number >= limit:
             return
-        yield next_token_batch(tokens.rows(range(first, min(first + batch, count)), length))
+        rows = np.stack([tokens.read(start, length + 1) for start in starts[first : first + batch]])
+        part = next_token_batch(rows)
+        part.targets[0 if first else 1 :, : length - stride] = IGNORED
+        yield part
 
 
 def check_share(batch: int, rank: int, world: int) -> None:

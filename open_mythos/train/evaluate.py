@@ -17,25 +17,32 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
 from open_mythos.train.loss import IGNORED, next_token_loss
 from open_mythos.train.precision import Precision, arithmetic, resolve
+from open_mythos.train.recipe import Recipe
 
 ENOUGH = 1024  # puzzles, where nobody says how many
 
 
-def evaluate(
-    model: LoopedLM, corpus: Corpus, length: int, rows: int | None, precision: Precision = "auto"
-) -> dict[str, float]:
+def evaluate(model: LoopedLM, corpus: Corpus, recipe: Recipe, rows: int | None) -> dict[str, float]:
     """How well a run is doing on what it has not seen, by the names of metrics.jsonl.
 
-    Text: bits per byte of `rows` rows, or of all there are. Puzzles: the share of wrong answers at the
-    difficulties of the test, and at those of training (on new examples), `rows` in all for each.
+    Text: bits per byte of `rows` rows, or of all there are, which overlap as the recipe says. Puzzles: the
+    share of wrong answers at the difficulties of the test, and at those of training (on new examples),
+    `rows` in all for each.
     """
     puzzle = corpus.puzzle
     if puzzle is None:
-        bits = held_out_bits(model, corpus.held_out, length, rows=rows, precision=precision)
+        bits = held_out_bits(
+            model,
+            corpus.held_out,
+            recipe.length,
+            rows=rows,
+            stride=recipe.eval_stride,
+            precision=recipe.precision,
+        )
         return {"eval_bits_per_byte": bits}
     each = [max(1, (rows or ENOUGH) // len(kinds)) for kinds in (puzzle.train, puzzle.test)]
     seen, unseen = (
-        wrong_answers(model, puzzle, kinds, n, length=length, precision=precision)
+        wrong_answers(model, puzzle, kinds, n, length=recipe.length, precision=recipe.precision)
         for kinds, n in zip((puzzle.train, puzzle.test), each, strict=True)
     )
     return {"eval_error": unseen, "eval_error_trained": seen}
@@ -73,12 +80,14 @@ def held_out_bits(
     length: int,
     *,
     rows: int | None = None,
+    stride: int | None = None,
     batch: int = 16,
     plan: Plan | None = None,
     precision: Precision = "auto",
 ) -> float:
     """Bits per byte of the first `rows` rows of `length` tokens (or all) at the depth of `plan`.
 
+    Rows begin every `stride` tokens, by default every `length`; what they share is counted once (`in_order`).
     Bytes are counted by the text's average per token.
     """
     device = model.embed.weight.device
@@ -86,7 +95,7 @@ def held_out_bits(
     model.eval()
     nats, count = 0.0, 0
     limit = None if rows is None else -(-rows // batch)
-    for part in in_order(text, length, batch, limit):
+    for part in in_order(text, length, batch, limit, stride):
         tokens, targets, _ = part.to(device)
         with arithmetic(resolve(precision, device), device):
             loss = next_token_loss(model.features(tokens, plan), model.head.weight, targets)

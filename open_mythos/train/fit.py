@@ -24,14 +24,14 @@ from open_mythos.train.metrics import MetricsLog
 from open_mythos.train.parallel import ALONE, World, load_weights
 from open_mythos.train.pieces import like
 from open_mythos.train.randomness import random_state, restore_random_state
-from open_mythos.train.recipe import Recipe
+from open_mythos.train.recipe import CADENCE, Recipe
 from open_mythos.train.step import TrainState, train_step
 
 PATIENCE = 10  # updates in a row that may fail before the run goes back to its last checkpoint
 RETURNS = 3  # times that it goes back before it gives up
 COUNTS = ("step", "tokens", "seconds", "skipped")
 # What a run may be resumed with another value of: its length, its cadence, and how the work is laid out.
-LENGTH = ("steps", "seconds", "keep", "eval_every", "eval_rows", "sample_every", "save_every")
+LENGTH = ("steps", "seconds", "keep", *CADENCE)
 MAY_DIFFER = (*LENGTH, "remat", "compile", "expert_parallel")
 
 Metrics = dict[str, Any]

@@ -29,7 +29,8 @@ class Prepared(Config):
         return open_corpus(Path(self.folder))
 
 
-POSITIVE = ("length", "batch", "steps", "seconds", "eval_every", "eval_rows", "sample_every", "save_every")
+CADENCE = ("eval_every", "eval_rows", "eval_stride", "sample_every", "save_every")
+POSITIVE = ("length", "batch", "steps", "seconds", *CADENCE)
 
 Data = CorpusConfig | Prepared | Streamed | Reasoning
 
@@ -60,6 +61,7 @@ class Recipe(Config):
     seed: int = 0
     eval_every: int = 100
     eval_rows: int = 64
+    eval_stride: int | None = None  # tokens from one held-out row to the next; below `length` they overlap
     sample_every: int = 100
     save_every: int = 100
     keep: Keep = Keep()
@@ -67,21 +69,17 @@ class Recipe(Config):
     def __post_init__(self) -> None:
         if self.steps is None and self.seconds is None:
             raise ValueError("a run needs an end: give steps, seconds, or both")
-        for name in (
-            "length",
-            "batch",
-            "steps",
-            "seconds",
-            "eval_every",
-            "eval_rows",
-            "sample_every",
-            "save_every",
-        ):
+        for name in POSITIVE:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above zero, got {value}")
         if self.batch % self.rows:
             raise ValueError(f"a batch of {self.batch} does not split into micro-batches of {self.rows}")
+        if self.eval_stride is not None and self.eval_stride > self.length:
+            raise ValueError(
+                f"held-out rows of {self.length} tokens, one every {self.eval_stride}, leave tokens out; "
+                f"eval_stride can be 1 to {self.length}"
+            )
         if self.length > self.model.context:
             raise ValueError(
                 f"rows of {self.length} tokens do not fit a context of {self.model.context} tokens"

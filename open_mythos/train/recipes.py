@@ -85,7 +85,14 @@ def for_model(model: Model) -> Recipe:
 def demo() -> Recipe:
     model = small_mythos(dim=256, heads=4, vocab=2048, mean=3, grad=1)  # cheap steps: it sees more text
     return for_model(model.replace(ngrams=NGrams(rows=32_768, orders=(2, 3)))).replace(
-        batch=32, length=128, steps=None, seconds=270.0, eval_every=100, sample_every=100, save_every=100
+        batch=32,
+        length=128,
+        steps=None,
+        seconds=270.0,
+        eval_every=100,
+        eval_stride=64,
+        sample_every=100,
+        save_every=100,
     )
 
 

@@ -89,9 +89,13 @@ def test_targets_are_what_follows() -> None:
     assert batch.documents is None
 
 
-def test_each_token_is_a_target_once() -> None:
-    targets = torch.cat([batch.targets.flatten() for batch in in_order(count(50), length=7, batch=2)])
-    assert targets.tolist() == list(range(1, 50))
+@pytest.mark.parametrize("stride", [None, 1, 3, 7])
+def test_each_token_is_a_target_once(stride: int | None) -> None:
+    """Also of rows that overlap, and then with at least what they share before it."""
+    rows = [row for batch in in_order(count(50), 7, 2, stride=stride) for row in batch.targets]
+    asked = [row[row != IGNORED] for row in rows]
+    assert torch.cat(asked).tolist() == list(range(1, 50))
+    assert all((row[: 7 - (stride or 7)] == IGNORED).all() for row in rows[1:])
 
 
 def test_documents_end_with_eos_and_ask_nothing_across() -> None:
