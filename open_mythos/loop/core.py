@@ -238,6 +238,7 @@ class _Batch:
 
     def __init__(self, loop: LoopCore, rows: list[int], state: State, ctx: Context) -> None:
         self.loop, self.rows, self.state, self.ctx, self.out = loop, rows, state, ctx, state
+        self._ours = False  # whether `out` is a copy, to be written into
 
     def keep(self, rows: list[int], taken: list[int]) -> None:
         """Go on with `rows`; the others leave, after the steps in `taken`."""
@@ -270,19 +271,21 @@ class _Batch:
         """Write the tokens from `first` on of the rows at `here` into `out`."""
         length = self.state.h.shape[1]
         if first == 0 and len(here) == len(self.out.h) and length == self.out.h.shape[1]:
-            self.out = self.state
+            self.out, self._ours = self.state, False
             return
         device = self.state.h.device
         rows = torch.tensor([self.rows[i] for i in here], device=device)[:, None]
         columns = torch.arange(first, length, device=device)
         pick = torch.tensor(here, device=device)
+        write = Tensor.index_put_ if self._ours else Tensor.index_put
         self.out = State(
             self.out.e,
             *(
-                whole.index_put((rows, columns), part[pick, first:].to(whole.dtype))
+                write(whole, (rows, columns), part[pick, first:].to(whole.dtype))
                 for whole, part in zip(self.out[1:], self.state[1:], strict=True)
             ),
         )
+        self._ours = not torch.is_grad_enabled()
 
     def _settle(self, here: list[int], first: int, taken: list[int]) -> None:
         """Tell the cache how deep the tokens from `first` on of the rows at `here` went."""

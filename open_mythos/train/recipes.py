@@ -88,7 +88,7 @@ def demo() -> Recipe:
         batch=32,
         length=128,
         steps=None,
-        seconds=270.0,
+        seconds=260.0,
         eval_every=100,
         eval_stride=64,
         sample_every=100,
