@@ -2,18 +2,21 @@
 recited.
 
     cost(model)  =  stored parameters, FLOPs per token of inference and of training, cache bytes per token
-    match        :  layers L and feed-forward width w of the other model, such that the costs asked for agree
+    match        :  layers L, feed-forward width w and, where layers have experts, their number E, such that
+                    the costs asked for agree
 
-All costs are affine in w for every kind of layer, so four models of each kind, made on the meta device, say
-what every other one would cost, and the one chosen is made and counted to be sure. A looped model is matched
-by a fixed-depth one of the layers that it stores, in their order, stretched over as many as there are to be;
-a fixed-depth one by a looped one. Not everything can be equal at once: a loop
-spends more FLOPs on every parameter than any dense model without one, and then the answer is an error that
-says how far off the nearest is.
+All costs are affine in w and in E for every kind of layer, so a few models of each kind, made on the meta
+device, say what every other one would cost, and the one chosen is made and counted to be sure. A looped model
+is matched by a fixed-depth one of the layers that it stores: its prelude and coda, and as many of its loop's
+layers as there are to be, in their order; a fixed-depth one by a looped one. Not everything can be equal at
+once. Without a loop a parameter works on a token once at most, and in a loop as often as it turns, so equal
+parameters and equal FLOPs meet only where experts rest; otherwise the answer is an error that says how far
+off the nearest is, and why.
 """
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
+from itertools import cycle, islice
 from typing import Literal, NamedTuple, get_args
 
 from open_mythos.analysis.compute import cache_bytes, flops, parameters
@@ -28,11 +31,17 @@ from open_mythos.nn.block import Block
 from open_mythos.nn.cache import PerLoop
 from open_mythos.nn.ffn import MLP, SwiGLU
 from open_mythos.nn.linear import Plain
+from open_mythos.nn.moe import MoE
 from open_mythos.nn.norm import RMSNorm
 
 What = Literal["params", "flops", "training", "memory"]
 TOLERANCE = 0.02
+UNITS = {"flops": "FLOPs", "training": "FLOPs of training", "memory": "bytes of cache"}
 LENGTH = 1024  # tokens that the one whose FLOPs are counted looks back on
+
+
+ROUNDS = 3  # of finding the width for a number of experts, and the number of experts for a width
+MOST_WIDE, MOST_EXPERTS = 16, 64  # times what the layers have
 
 
 class Cost(NamedTuple):
@@ -48,12 +57,21 @@ class Cost(NamedTuple):
         return max(abs(getattr(self, what) / getattr(other, what) - 1) for what in on)
 
 
+class Sizes(NamedTuple):
+    """What is free in a match; `experts` is none where no layer has any."""
+
+    layers: int
+    width: int
+    experts: int | None
+
+
 class Match(NamedTuple):
     model: Model
     cost: Cost
     wanted: Cost
     layers: int
     width: int
+    experts: int | None = None
 
 
 @lru_cache(maxsize=256)
@@ -72,90 +90,129 @@ def cost(model: Model) -> Cost:
 
 
 def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float = TOLERANCE) -> Match:
-    """The other model, equal to `model` in all of `on`; of several, the one whose width is closest.
+    """The other model, equal to `model` in all of `on`; of several, the one that is closest in the number of
+    its experts, then in width, then in cost.
 
-    Raises `ValueError` if there is none, saying how far off the nearest is, or if `on` is not understood.
+    Raises `ValueError` if there is none, saying how far off the nearest is and why, or if `on` is not
+    understood.
     """
     unknown = set(on) - set(get_args(What))
     if unknown or not on:
         raise ValueError(
             f"models can be equal in {', '.join(get_args(What))}; got {', '.join(on) or 'nothing'}"
         )
-    nearest = ""
+    wanted, nearest = cost(model), []
     for make in _makers(model, loops):
-        found = _search(make, model, on, tolerance)
+        found = _search(make, model, wanted, on, tolerance)
         if isinstance(found, Match):
             return found
-        nearest = nearest or found
-    raise ValueError(nearest)
+        nearest.append(found)
+    best = min(nearest, key=lambda c: c.off(wanted, on))
+    raise ValueError(_miss(best, wanted, on, tolerance, loops if model.loop is None else None))
 
 
 def _makers(model: Model, loops: int) -> Iterator["_Fixed | _Looped"]:
-    """A loop comes with one layer before and after, or as many more as its turns cannot make up for."""
+    """A loop comes with one layer before and after, or as many more as its turns cannot make up for, or,
+    where there are too few layers for that, with one or none."""
     if model.loop is not None:
         yield _Fixed(model)
     else:
-        yield from (_Looped(model, loops, ends) for ends in range(2, 2 + loops))
+        yield from (_Looped(model, loops, ends) for ends in (*range(2, 2 + loops), 1, 0))
 
 
-def _search(make: "_Fixed | _Looped", model: Model, on: Sequence[str], tolerance: float) -> "Match | str":
-    """The match, or how far off the nearest is."""
-    wanted, old = cost(model), _width(_layer(model))
+def _search(
+    make: "_Fixed | _Looped", model: Model, wanted: Cost, on: Sequence[str], tolerance: float
+) -> Match | Cost:
+    """The match, or what the nearest costs."""
+    old = Sizes(0, _width(_layer(model)), _experts(make.kinds))
     guess = _Plane(make, old)
-    tried = [(n, w) for n in range(1, _most(model) + 1) for w in guess.widths(n, wanted, on)]
-    if not tried:
-        return f"no model of these layers comes near in {' and '.join(on)}"
-    near = [pair for pair in tried if guess(*pair).off(wanted, on) <= tolerance]
+    tried = [size for n in range(1, _most(model) + 1) for size in guess.sizes(n, wanted, on)]
+    off = {size: guess(size).off(wanted, on) for size in tried}
+    near = [size for size in tried if off[size] <= tolerance]
     if not near:
-        best = min(tried, key=lambda pair: guess(*pair).off(wanted, on))
-        return _nearest(guess(*best), wanted, on, tolerance)
-    for layers, width in sorted(near, key=lambda pair: abs(pair[1] - old)):
-        other = make(make.spread(layers), width)
+        return guess(min(tried, key=lambda size: off[size]))
+    for size in sorted(near, key=lambda s: (s.experts != old.experts, abs(s.width - old.width), off[s])):
+        other = make(make.spread(size.layers), size.width, size.experts)
         counted = cost(other)
-        if counted.off(wanted, on) <= tolerance:  # widths of other layers are rounded
-            return Match(other, counted, wanted, layers, width)
-    raise AssertionError("the costs of a model are not what four others of each kind foretold")
+        if counted.off(wanted, on) <= tolerance:  # widths and experts of other layers are rounded
+            return Match(other, counted, wanted, *size)
+    raise AssertionError("the costs of a model are not what a few others of each kind foretold")
 
 
 class _Plane:
-    """What so many layers of such a width cost:  c + sum over layers (a + b w),  known from four models of
-    each kind of layer."""
+    """What so many layers of such a width, with so many experts, cost:  c + sum over layers (a + b w + d E +
+    f w E),  known from a few models of each kind of layer."""
 
-    def __init__(self, make: "_Fixed | _Looped", width: int) -> None:
-        self.make, self.width = make, width
+    def __init__(self, make: "_Fixed | _Looped", old: Sizes) -> None:
+        self.make, self.old = make, old
+        more = (None,) if old.experts is None else (old.experts, 2 * old.experts)
         self.corners = {
-            (kind, n, w): cost(make(n * (kind,), w))
+            (kind, n, w, e): cost(make(n * (kind,), w, e))
             for kind in dict.fromkeys(make.kinds)
             for n in (1, 2)
-            for w in (width, 2 * width)
+            for w in (old.width, 2 * old.width)
+            for e in more
         }
 
-    def __call__(self, layers: int, width: int) -> Cost:
-        share = width / self.width - 1
-        thin, wide = self._line(layers, self.width), self._line(layers, 2 * self.width)
-        return Cost(*(a + share * (b - a) for a, b in zip(thin, wide, strict=True)))
+    def __call__(self, size: Sizes) -> Cost:
+        layers, width, experts = size
+        if experts is None or self.old.experts is None:
+            return self._over_width(layers, width, None)
+        few, many = (self._over_width(layers, width, e * self.old.experts) for e in (1, 2))
+        return _between(few, many, experts / self.old.experts - 1)
 
-    def widths(self, layers: int, wanted: Cost, on: Sequence[str]) -> list[int]:
-        """Those at which this many layers would meet some of what is asked for."""
-        thin, wide = self._line(layers, self.width), self._line(layers, 2 * self.width)
-        step = 8 if self.width >= 256 else 1
-        found = {self.width}
-        for what in on:
-            slope = getattr(wide, what) - getattr(thin, what)
-            if slope > 0:
-                share = 1 + (getattr(wanted, what) - getattr(thin, what)) / slope
-                found.add(round(share * self.width / step) * step)
-        return sorted(width for width in found if 0 < width <= 16 * self.width)
+    def sizes(self, layers: int, wanted: Cost, on: Sequence[str]) -> list[Sizes]:
+        """Those at which this many layers would meet some of what is asked for. A router costs more with more
+        experts, so width and experts are found in turns."""
+        fresh = [Sizes(layers, self.old.width, self.old.experts)]
+        found = dict.fromkeys(fresh)
+        for _ in range(1 if self.old.experts is None else ROUNDS):
+            more = [size for last in fresh for size in self._meeting(last, wanted, on)]
+            fresh = [size for size in dict.fromkeys(more) if size not in found]
+            found |= dict.fromkeys(fresh)
+        return list(found)
 
-    def _line(self, layers: int, width: int) -> Cost:
+    def _meeting(self, size: Sizes, wanted: Cost, on: Sequence[str]) -> list[Sizes]:
+        """`size` with the width, or with the number of experts, that meets one thing of what is asked for."""
+        old, step = self.old, 8 if self.old.width >= 256 else 1
+        thin, wide = (self(size._replace(width=w * old.width)) for w in (1, 2))
+        widths = [round(share * old.width / step) * step for share in _solve(thin, wide, wanted, on)]
+        found = [size._replace(width=w) for w in widths if 0 < w <= MOST_WIDE * old.width]
+        if old.experts is None:
+            return found
+        few, many = (self(size._replace(experts=e * old.experts)) for e in (1, 2))
+        numbers = [round(share * old.experts) for share in _solve(few, many, wanted, on)]
+        fits = [e for e in numbers if _chosen(self.make.kinds) <= e <= MOST_EXPERTS * old.experts]
+        return found + [size._replace(experts=e) for e in fits]
+
+    def _over_width(self, layers: int, width: int, experts: int | None) -> Cost:
+        thin, wide = (self._line(layers, w * self.old.width, experts) for w in (1, 2))
+        return _between(thin, wide, width / self.old.width - 1)
+
+    @cache  # noqa: B019 (a plane lives no longer than its search)
+    def _line(self, layers: int, width: int, experts: int | None) -> Cost:
         total = [0.0] * len(Cost._fields)
         kinds = self.make.spread(layers)
         for i, kind in enumerate(kinds):
-            one, two = self.corners[kind, 1, width], self.corners[kind, 2, width]
+            one, two = self.corners[kind, 1, width, experts], self.corners[kind, 2, width, experts]
             # What is there but for the layers is counted with the first of them.
             more = [a if i == 0 else b - a for a, b in zip(one, two, strict=True)]
             total = [so_far + part for so_far, part in zip(total, more, strict=True)]
         return Cost(*total)
+
+
+def _between(one: Cost, two: Cost, share: float) -> Cost:
+    return Cost(*(a + share * (b - a) for a, b in zip(one, two, strict=True)))
+
+
+def _solve(one: Cost, two: Cost, wanted: Cost, on: Sequence[str]) -> list[float]:
+    """By how much to multiply what was doubled from `one` to `two`, to meet each of what it changes."""
+    slopes = {what: getattr(two, what) - getattr(one, what) for what in on}
+    return [
+        1 + (getattr(wanted, what) - getattr(one, what)) / slope
+        for what, slope in slopes.items()
+        if slope > 0
+    ]
 
 
 class _Fixed:
@@ -167,15 +224,22 @@ class _Fixed:
         self.old = _width(_layer(model))
 
     def spread(self, layers: int) -> tuple[Block, ...]:
-        """The stored layers in their order, some several times or not at all."""
-        return tuple(self.kinds[i * len(self.kinds) // layers] for i in range(layers))
+        """The stored layers as they are unrolled, or some of them where there are to be fewer."""
+        assert self.model.loop is not None
+        if layers < len(self.kinds):
+            return tuple(self.kinds[i * len(self.kinds) // layers] for i in range(layers))
+        inner = layers - len(self.model.prelude) - len(self.model.coda)
+        looped = islice(cycle(self.model.loop.layers), inner)
+        return (*self.model.prelude, *looped, *self.model.coda)
 
-    def __call__(self, layers: Sequence[Block], width: int) -> Model:
+    def __call__(self, layers: Sequence[Block], width: int, experts: int | None) -> Model:
         """`width` is that of the loop's last layer; the others keep their proportion to it."""
         assert self.model.loop is not None
         adapt = self.model.loop.adapt
         norm = self.model.norm or (adapt.norm if isinstance(adapt, NormedStep) else RMSNorm())
-        blocks = tuple(_wide(layer, max(1, round(width * _width(layer) / self.old))) for layer in layers)
+        blocks = tuple(
+            _wide(layer, max(1, round(width * _width(layer) / self.old)), experts) for layer in layers
+        )
         return self.model.replace(prelude=blocks, enter=None, loop=None, leave=None, coda=(), norm=norm)
 
 
@@ -188,10 +252,10 @@ class _Looped:
     def spread(self, layers: int) -> tuple[Block, ...]:
         return layers * self.kinds
 
-    def __call__(self, layers: Sequence[Block], width: int) -> Model:
-        layer = _wide(_layer(self.model), width)
+    def __call__(self, layers: Sequence[Block], width: int, experts: int | None) -> Model:
+        layer = _wide(_layer(self.model), width, experts)
         loop = Loop(
-            layers=tuple(_wide(kind, width) for kind in layers),
+            layers=tuple(_wide(kind, width, experts) for kind in layers),
             start=Zeros(),
             inject=Diagonal(),
             schedule=Fixed(steps=self.loops),
@@ -218,9 +282,19 @@ def _width(layer: Block) -> int:
     return layer.ffn.width
 
 
-def _wide(layer: Block, width: int) -> Block:
+def _experts(layers: Sequence[Block]) -> int | None:
+    return max((layer.ffn.experts for layer in layers if isinstance(layer.ffn, MoE)), default=None)
+
+
+def _chosen(layers: Sequence[Block]) -> int:
+    return max((layer.ffn.chosen for layer in layers if isinstance(layer.ffn, MoE)), default=1)
+
+
+def _wide(layer: Block, width: int, experts: int | None) -> Block:
     """The layer with another feed-forward, and without what only a loop understands."""
     ffn, mixer = layer.ffn.replace(width=width), layer.mixer
+    if isinstance(ffn, MoE) and experts is not None:
+        ffn = ffn.replace(experts=experts)
     if isinstance(ffn, SwiGLU | MLP):
         ffn = ffn.replace(linear=Plain())
     mixer = mixer.replace(linear=Plain())
@@ -229,9 +303,21 @@ def _wide(layer: Block, width: int) -> Block:
     return layer.replace(ffn=ffn, mixer=mixer)
 
 
-def _nearest(cost: Cost, wanted: Cost, on: Sequence[str], tolerance: float) -> str:
+def _miss(cost: Cost, wanted: Cost, on: Sequence[str], tolerance: float, loops: int | None) -> str:
+    """How far off the nearest is, and why; `loops` are those of the answer, if it was to have any."""
     off = ", ".join(f"{getattr(cost, what) / getattr(wanted, what) - 1:+.0%} in {what}" for what in on)
+    per = [
+        f"{getattr(cost, what) / cost.params:.3g} {UNITS[what]} per parameter instead of "
+        f"{getattr(wanted, what) / wanted.params:.3g}"
+        for what in on
+        if what in UNITS and "params" in on
+    ]
+    cause = (
+        "without a loop a layer works, and remembers, once"
+        if loops is None
+        else f"a loop of {loops} uses its layers {loops} times; try fewer"
+    )
     return (
-        f"no model of these layers is within {tolerance:.0%} in {' and '.join(on)}; "
-        f"the nearest is {off}; ask for fewer things to be equal"
+        f"no model of these layers is within {tolerance:.0%} in {' and '.join(on)}; the nearest is {off}"
+        f"{' (' + ', '.join(per) + ')' if per else ''}: {cause}, or ask for fewer things to be equal"
     )

@@ -64,7 +64,8 @@ def _show(name: str, found: "Match") -> None:
         table.add_row(title, f"{wanted:,.0f}", f"{got:,.0f}", f"{got / wanted - 1:+.1%}")
     Console().print(table)
     kind = "fixed depth" if found.model.loop is None else f"{_steps(found)} steps"
-    print(f"{kind}: {found.layers} layers, feed-forward width {found.width}")
+    experts = "" if found.experts is None else f", {found.experts} experts"
+    print(f"{kind}: {found.layers} layers, feed-forward width {found.width}{experts}")
 
 
 def _steps(found: "Match") -> int:

@@ -49,6 +49,7 @@ def to_model(config: Settings) -> Model:
     rope = rope_of(config)
     if rope.scaling is not None:
         raise ValueError("this Ouro checkpoint stretches its rotation, which none that was published does")
+    threshold = config.get("early_exit_threshold")
     return ouro(
         Size(
             layers=config["num_hidden_layers"],
@@ -62,7 +63,7 @@ def to_model(config: Settings) -> Model:
             context=config.get("max_position_embeddings", 65_536),
             base=rope.base,
             eps=config.get("rms_norm_eps", 1e-6),
-            threshold=float(config.get("early_exit_threshold") or 1.0),
+            threshold=1.0 if threshold is None else float(threshold),
             tied=config.get("tie_word_embeddings", False),
         )
     )

@@ -6,8 +6,8 @@ what would be read out run the coda and the head at every check.
     Steps            a prescribed number of steps
     StateChange      |h_n - h_{n-1}| / |h_n| below a threshold          Huginn (arXiv 2502.05171)
     StateTurn        1 - cos(h_n, h_{n-1}) below a threshold            Huginn's code
-    ReadoutChange    KL(p_{n-1} || p_n) between successive readouts
-                     Huginn; Kohli et al. 2026 (arXiv 2604.07822)
+    ReadoutChange    KL(p_{n-1} || p_n) between successive readouts       Huginn
+                     `reverse`: KL(p_n || p_{n-1})                       Kohli et al. 2026 (arXiv 2604.07822)
     PeakChange       the same, after the improbable has been made alike Huginn's code (min-p KL)
     EntropyChange    |H(p_n) - H(p_{n-1})| below a threshold            Huginn's code
     SameToken        the likeliest token stayed the same for so long    Huginn's code
@@ -81,7 +81,8 @@ class StateTurn(Config):
 
 class ReadoutChange(Config):
     threshold: float = 1e-3
-    entropy: float | None = None  # also ask for an entropy below this, in nats (Kohli et al.)
+    entropy: float | None = None  # also ask for an entropy below this, in nats (Kohli et al.: 3)
+    reverse: bool = False
     least: int = 2
     every: int = 1
     together: bool = False
@@ -91,7 +92,7 @@ class ReadoutChange(Config):
     ) -> PerToken:
         """The divergence; infinite where the readout is not sure enough."""
         old, new = _successive(before, after, readout, notes if self.every == 1 else None)
-        moved = _divergence(old, new)
+        moved = _divergence(new, old) if self.reverse else _divergence(old, new)
         return moved if self.entropy is None else moved.masked_fill(_entropy(new) >= self.entropy, torch.inf)
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
@@ -206,8 +207,9 @@ def _successive(before: State, after: State, readout: Readout, notes: Notes | No
     return old, new
 
 
-def _divergence(old: Logits, new: Logits) -> PerToken:
-    return (old.exp() * (old - new)).sum(-1)
+def _divergence(p: Logits, q: Logits) -> PerToken:
+    """KL(p || q)."""
+    return (p.exp() * (p - q)).sum(-1)
 
 
 def _entropy(logs: Logits) -> PerToken:

@@ -2,8 +2,8 @@
 
 A module fills its own special parameters (`reset_parameters`); an initialisation then sets the matrices
 and tables by their role: "out" maps' results are added to the stream, "up" is the second half of a gated
-pair, "in" all the rest. Value embeddings and their gates, n-gram embeddings, and a `Projection` with
-`own_init`, keep what they filled in themselves.
+pair, "in" all the rest; their biases begin at zero, unless everything is as made. Value embeddings and
+their gates, n-gram embeddings, and a `Projection` with `own_init`, keep what they filled in themselves.
 
     Normal        N(0, std^2)                                        GPT-2; OpenMythos: std 0.02
     ScaledNormal  N(0, 2 / (5 D)), out / sqrt(2 layers)              Takase et al. 2023 (arXiv 2312.16903),
@@ -72,6 +72,8 @@ def initialise(model: nn.Module, init: "Init", dim: int) -> None:
     with torch.no_grad():
         for weight, role in _matrices(model):
             init.fill(weight, dim, role)
+        for bias in () if isinstance(init, AsMade) else _biases(model):
+            bias.zero_()
 
 
 def _matrices(model: nn.Module) -> Iterator[tuple[Tensor, Role]]:
@@ -91,6 +93,12 @@ def _matrices(model: nn.Module) -> Iterator[tuple[Tensor, Role]]:
             if id(weight) not in seen:
                 seen.add(id(weight))
                 yield weight, role
+
+
+def _biases(model: nn.Module) -> Iterator[Tensor]:
+    for module in model.modules():
+        if isinstance(module, Projection) and not module.own_init and module.bias is not None:
+            yield module.bias
 
 
 def _of(module: nn.Module) -> list[tuple[Tensor, Role]]:

@@ -26,6 +26,7 @@ RULES = [
     StateChange(threshold=0.8, least=1, every=2),
     ReadoutChange(threshold=2.0),
     ReadoutChange(threshold=3.0, entropy=3.0, every=3),
+    ReadoutChange(threshold=2.0, reverse=True),
     Confidence(entropy=2.5),
     Confidence(entropy=3.5, least=3),
 ]
@@ -52,7 +53,8 @@ def enough(rule, before, after, old, new):
     entropy = torch.distributions.Categorical(logits=new).entropy()
     if isinstance(rule, Confidence):
         return entropy < rule.entropy
-    kl = F.kl_div(new.log_softmax(-1), old.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    p, q = (new, old) if rule.reverse else (old, new)
+    kl = F.kl_div(q.log_softmax(-1), p.log_softmax(-1), log_target=True, reduction="none").sum(-1)
     return (kl < rule.threshold) & (True if rule.entropy is None else entropy < rule.entropy)
 
 

@@ -8,6 +8,7 @@ import torch
 
 from open_mythos.analysis.match import cost, match
 from open_mythos.cli.match import main
+from open_mythos.nn.moe import MoE
 from open_mythos.presets.baseline import Shape, llama
 from open_mythos.presets.parcae import parcae, parcae_gpt
 from open_mythos.presets.saunshi import Size, saunshi
@@ -55,6 +56,37 @@ def test_a_loop_remembers_as_much_whatever_its_turns(layers: int) -> None:
     assert len(found.prelude) + 3 * len(found.loop.layers) + len(found.coda) == layers
 
 
+def test_few_layers_loop_without_ends_and_fewer_not_at_all() -> None:
+    found = match(FIXED.replace(prelude=2 * FIXED.prelude[:1]), ("memory",), loops=2).model
+    assert found.loop is not None
+    assert (found.prelude, len(found.loop.layers), found.coda) == ((), 1, ())
+    with pytest.raises(ValueError, match=r"\+100% in memory: a loop of 2 uses its layers 2 times; try fewer"):
+        match(FIXED.replace(prelude=FIXED.prelude[:1]), ("memory",), loops=2)
+
+
+def test_the_twin_in_flops_is_the_unrolled_model() -> None:
+    """Of other ends than its loop, layer by layer; and it remembers as much."""
+    assert LOOPED.loop is not None
+    thin = LOOPED.prelude[0].replace(ffn=LOOPED.prelude[0].ffn.replace(width=41))
+    model = LOOPED.replace(prelude=(thin,), coda=(thin,))
+    for on in (("flops",), ("flops", "memory")):
+        assert match(model, on).model.prelude == (thin, *3 * LOOPED.loop.layers, thin)
+
+
+def test_where_experts_rest_everything_can_be_equal() -> None:
+    """Fewer experts in each of more layers: the same parameters, FLOPs and cache."""
+    assert LOOPED.loop is not None
+    ffn = MoE(experts=64, chosen=4, width=100, shared=0)
+    layer = LOOPED.prelude[0].replace(ffn=ffn)
+    loop = LOOPED.loop.replace(layers=2 * (layer,))
+    model = LOOPED.replace(dim=128, prelude=(layer,), loop=loop, coda=(layer,))
+    found = match(model, ("params", "flops", "memory"))
+    assert found.cost == cost(found.model)
+    assert found.cost.off(cost(model), ("params", "flops", "memory")) <= 0.02
+    assert found.experts is not None
+    assert 4 <= found.experts < 64
+
+
 def test_the_twin_of_parcae_is_the_papers_baseline() -> None:
     """Layer by layer: every second one has a table of value embeddings."""
     assert match(parcae("140m"), ("params",)).model == parcae_gpt("140m")
@@ -79,7 +111,9 @@ def test_layers_of_several_kinds_keep_their_order(on: str) -> None:
 
 
 def test_what_cannot_be_equal_is_said() -> None:
-    with pytest.raises(ValueError, match=r"within 2% in params and flops; the nearest"):
+    with pytest.raises(
+        ValueError, match=r"within 2% in params and flops; the nearest .* works, and remembers, once"
+    ):
         match(LOOPED, ("params", "flops"))
 
 

@@ -115,6 +115,13 @@ def test_names_are_those_of_the_published_checkpoints() -> None:
     assert names == outside | {f"model.layers.{i}.{name}" for i in range(24) for name in layer}
 
 
+def test_a_threshold_that_means_nothing_is_refused() -> None:
+    """None is never; zero is no probability that a token could have to reach."""
+    assert ouro.to_model(CONFIG | {"early_exit_threshold": None}) == ouro.to_model(CONFIG)
+    with pytest.raises(ValueError, match="exit threshold"):
+        ouro.to_model(CONFIG | {"early_exit_threshold": 0.0})
+
+
 @pytest.mark.parametrize("change", [{"early_exit_step": 2}, {"hidden_act": "gelu"}, {"attention_bias": True}])
 def test_what_we_cannot_honour_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(change))):
