@@ -1,4 +1,4 @@
-"""Terms that shape the loop rather than its answer. Pure functions; multiply and add them yourself.
+"""Terms that shape the loop rather than its answer. Pure functions; `Objective` multiplies and adds them.
 
 loop_similarity   mean cosine of corresponding weights in neighbouring blocks of k layers; a reward,
                   so subtract it: loss - 10 R.  Saunshi et al. 2025, arXiv 2502.17416, section 6 (the
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from open_mythos.shapes import Hidden
 from open_mythos.train.loss import Scalar
+from open_mythos.train.parallel import at_hand
 
 
 def loop_similarity(layers: Sequence[nn.Module], block: int) -> Scalar:
@@ -83,5 +84,9 @@ def _per_token(vectors: Hidden) -> Scalar:
 def _cosine(a: nn.Module, b: nn.Module) -> Float[Tensor, ""]:
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return torch.stack(
-        [F.cosine_similarity(x.flatten(), y.flatten(), dim=0) for x, y in pairs if x.ndim > 1]
+        [
+            F.cosine_similarity(at_hand(x).flatten(), at_hand(y).flatten(), dim=0)
+            for x, y in pairs
+            if x.ndim > 1
+        ]
     ).mean()

@@ -8,13 +8,15 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from open_mythos.loop.halt import ExitGate
-from open_mythos.loop.schedule import Fixed, Plan
+from open_mythos.loop.schedule import Fixed, Plan, seeded
+from open_mythos.loop.state import State
 from open_mythos.nn.context import Context
 from open_mythos.train.load import saved_weights
 from open_mythos.train.metrics import read_rows
 from open_mythos.train.objective import Objective
 from open_mythos.train.readout import Geometric, LearnedExit, TaughtExit, Uniform
 from open_mythos.train.recipe import Recipe
+from open_mythos.train.regularise import jacobian_secant, loop_similarity, norm_drift
 from tests.system import toy
 from tests.tiny import MODELS, VOCAB
 
@@ -107,3 +109,65 @@ def test_trainings_that_learn_to_leave(tmp_path: Path) -> None:
 def rows(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
     toy.train(recipe, folder)
     return read_rows(folder / "metrics.jsonl")
+
+
+def test_what_shapes_the_loop_is_added_to_the_loss() -> None:
+    """By the regularisers' own functions, of the states that a watcher sees; the step's gradient is theirs."""
+    model = MODELS["parcae"].build()
+    tokens, targets = given()
+    ctx = Context.counting(tokens)
+    states: list[State] = []
+    model.features(tokens, Plan(N), rng=seeded(1), watch=lambda _, state: states.append(state))
+    plain = Objective().score(model, [targets], Plan(N), ctx, seeded(1)).total
+    at, last = torch.full((2,), N - 1), torch.ones(2, dtype=torch.bool)
+
+    def step(h: torch.Tensor) -> torch.Tensor:
+        return model.step(State.begin(states[-1].e.detach(), h), ctx.turn(at, [N - 1] * 2), at, last).h
+
+    rng = seeded(1)
+    model.features(tokens, Plan(N), rng=rng)  # draws the start, as the objective does before its probe
+    asked = {
+        "drift": norm_drift(states[0].h, states[-1].h),
+        "jacobian": jacobian_secant(step, states[-1].h, rng),
+    }
+    weights = list(model.loop.layers.parameters())
+    for name, value in asked.items():
+        scored = Objective.from_dict(Objective().to_dict() | {name: 0.3})
+        total = scored.score(model, [targets], Plan(N), ctx, seeded(1)).total
+        assert_close(total, plain + 0.3 * value * targets.numel(), atol=1e-4, rtol=1e-5)
+        mine, theirs = (torch.autograd.grad(x, weights, retain_graph=True) for x in (total - plain, value))
+        for a, b in zip(mine, theirs, strict=True):
+            assert_close(a, 0.3 * targets.numel() * b, atol=1e-3, rtol=1e-2)
+
+
+def test_alike_layers_are_rewarded() -> None:
+    model = MODELS["fixed-depth"].build()
+    tokens, targets = given()
+    layers, objective = [*model.prelude, *model.coda], Objective(similarity=10.0)
+    plain, total = (
+        one.score(model, [targets], Plan(1), Context.counting(tokens)).total
+        for one in (Objective(), objective)
+    )
+    assert_close(total, plain - 10 * loop_similarity(layers, 1) * targets.numel())
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "words"),
+    [
+        ("parcae", {"similarity": 1.0}, "without a loop"),
+        ("fixed-depth", {"drift": 1.0}, "there is none"),
+        ("fixed-depth", {"jacobian": 1.0}, "there is none"),
+    ],
+)
+def test_nothing_to_shape(name: str, asked: dict[str, float], words: str) -> None:
+    tokens, targets = given()
+    with pytest.raises(ValueError, match=words):
+        Objective(**asked).score(MODELS[name].build(), [targets], Plan(1), Context.counting(tokens))
+
+
+def test_shaping_every_step_needs_one_depth() -> None:
+    tokens, targets = given()
+    with pytest.raises(ValueError, match="one depth"):
+        Objective(drift=1.0).score(
+            MODELS["parcae"].build(), [targets], Plan((1, 2)), Context.counting(tokens)
+        )
