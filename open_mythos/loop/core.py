@@ -140,6 +140,8 @@ class LoopCore(nn.Module):
         """
         if ctx.start is None:  # padding has nothing to think about
             state = state._replace(left=state.left * (ctx.positions >= 0))
+        if ctx.tally is not None:
+            ctx = replace(ctx, entered=(ctx.positions >= 0).sum().clamp_min(1))
         state = state._replace(past=self.recall.open(state.past), first=self._open(state.first))
         notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
