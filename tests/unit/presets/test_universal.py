@@ -25,7 +25,7 @@ def halting(model: LoopedLM, mix: str, freeze: bool = False) -> tuple[Tensor, Te
     total, rest, count = (torch.zeros(TOKENS.shape) for _ in range(3))
     answer = torch.zeros_like(s)
     for n in range(most):
-        seen = s + position_sinusoid(ctx.positions, 16, 10_000.0) + loop.mark.table.weight[n]
+        seen = s + position_sinusoid(ctx.positions, 16, 10_000.0) + 4.0 * loop.mark.table.weight[n]
         p = loop.halt.score(seen).squeeze(-1).sigmoid()
         running = (total < 1).float()
         new = (total + p * running > 0.99).float() * running
