@@ -52,6 +52,7 @@ class UniversalACT(Config):
     epsilon: float = 0.01
     bias: float = 1.0  # of the halting unit, at initialisation
     freeze: bool = False  # halted states stay (the paper's text) or go on being changed (the code)
+    marked: bool = True  # the share is read off the state with its signals added (the code), or as it came
 
     def build(self, dim: int) -> "UniversalHalting":
         return UniversalHalting(self, dim)
@@ -114,7 +115,7 @@ class UniversalHalting(nn.Module):
 
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         left, running = state.left, state.left > 0
-        share = self.score(marked).squeeze(-1).float().sigmoid()
+        share = self.score(marked if self.config.marked else state.h).squeeze(-1).float().sigmoid()
         ends = running & (1 - left + share > 1 - self.config.epsilon)
         weight = torch.where(ends, left, share * running)
         if ctx.tally is not None:

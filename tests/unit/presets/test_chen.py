@@ -14,15 +14,13 @@ TOKENS = torch.randint(0, 31, (2, 7), generator=torch.Generator().manual_seed(0)
 
 
 def graph() -> Size:
-    return SMALL.replace(scale=None, rope=None)
+    return SMALL.replace(activation="relu", scale=None, rope=None)
 
 
 def by_the_equations(model: LoopedLM, steps: int) -> torch.Tensor:
     """The graph model (no rotation, no LayerScale) with the library's own attention."""
     block, update = model.loop.layers[0], model.loop.update  # type: ignore[union-attr]
-    theirs = torch.nn.TransformerEncoderLayer(
-        16, 2, 24, 0.0, "gelu", batch_first=True, norm_first=True
-    ).eval()
+    theirs = torch.nn.TransformerEncoderLayer(16, 2, 24, 0.0, batch_first=True, norm_first=True).eval()
     q, k, v = block.mixer.q, block.mixer.k, block.mixer.v
     names = {
         "self_attn.in_proj_weight": torch.cat([q.weight, k.weight, v.weight]),
