@@ -2,16 +2,24 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import nn
 
 from open_mythos.model import LoopedLM, Model
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def lively(config: Model, seed: int = 0) -> LoopedLM:
     """The model in eval mode with every parameter drawn anew, wide."""
     torch.manual_seed(seed)
-    model = config.build().eval()
+    return enliven(config.build())
+
+
+def enliven(model: M) -> M:
+    model.eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -31,7 +31,7 @@ from open_mythos.loop.inject import Injection, Nothing
 from open_mythos.loop.keys import EachStep, Keys, room
 from open_mythos.loop.mark import Mark, Unmarked
 from open_mythos.loop.recall import Forget, Recall
-from open_mythos.loop.route import Everyone, Routing
+from open_mythos.loop.route import Everyone, ExpertChoice, Routing
 from open_mythos.loop.schedule import Fixed, Plan, Schedule
 from open_mythos.loop.start import Embedded, Start
 from open_mythos.loop.state import State
@@ -140,6 +140,8 @@ class LoopCore(nn.Module):
         """
         if ctx.start is None:  # padding has nothing to think about
             state = state._replace(left=state.left * (ctx.positions >= 0))
+        if ctx.tally is not None:
+            ctx = replace(ctx, entered=(ctx.positions >= 0).sum().clamp_min(1))
         state = state._replace(past=self.recall.open(state.past), first=self._open(state.first))
         notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
@@ -212,6 +214,8 @@ class _Run:
         )
         # On the meta device nobody can tell who is done.
         if torch.is_grad_enabled() or self.loop.lockstep or ctx.positions.is_meta:
+            return False
+        if isinstance(config.route, ExpertChoice) and self.loop.training:  # capacities are shares of all
             return False
         return adaptive and (ctx.cache is None or not ctx.cache.exact)
 

@@ -21,7 +21,8 @@ Law (tests/laws/test_halt.py): the mass is one, and a state that never changes i
 from typing import Literal, final
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from open_mythos.config import Config
 from open_mythos.loop.state import State
@@ -51,6 +52,7 @@ class UniversalACT(Config):
     epsilon: float = 0.01
     bias: float = 1.0  # of the halting unit, at initialisation
     freeze: bool = False  # halted states stay (the paper's text) or go on being changed (the code)
+    marked: bool = True  # the share is read off the state with its signals added (the code), or as it came
 
     def build(self, dim: int) -> "UniversalHalting":
         return UniversalHalting(self, dim)
@@ -93,7 +95,7 @@ class AdaptiveHalting(nn.Module):
         weight = torch.where(ends, state.left, torch.minimum(share, state.left))
         if ctx.tally is not None:
             running = (state.left > 0).float()
-            ctx.tally.cost("ponder", (running + running * ends * state.left).mean())
+            ctx.tally.cost("ponder", _mean(running + running * ends * state.left, ctx))
         # The first step's answer starts from nothing, whatever the state began with.
         so_far = torch.where((state.left == 1)[..., None], 0, state.answer)
         answer = so_far + weight[..., None].to(h.dtype) * h
@@ -113,11 +115,11 @@ class UniversalHalting(nn.Module):
 
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         left, running = state.left, state.left > 0
-        share = self.score(marked).squeeze(-1).float().sigmoid()
+        share = self.score(marked if self.config.marked else state.h).squeeze(-1).float().sigmoid()
         ends = running & (1 - left + share > 1 - self.config.epsilon)
         weight = torch.where(ends, left, share * running)
         if ctx.tally is not None:
-            ctx.tally.cost("ponder", (running + ends * left).mean())
+            ctx.tally.cost("ponder", _mean(running + ends * left, ctx))
         w = weight[..., None].to(h.dtype)
         so_far = torch.where((left == 1)[..., None], 0, state.answer)
         answer = so_far * (1 - w) + w * h if self.config.mix == "basic" else so_far + w * h
@@ -154,6 +156,11 @@ def finish(rule: nn.Module, state: State) -> State:
         so_far = torch.where((state.left == 1)[..., None], 0, answer)
         answer = so_far + state.left[..., None].to(state.h.dtype) * state.h
     return state._replace(answer=answer, left=torch.zeros_like(state.left))
+
+
+def _mean(cost: PerToken, ctx: Context) -> Float[Tensor, ""]:
+    """Over all tokens that entered the loop, though some may have left; padding does not count."""
+    return cost.mean() if ctx.entered is None else cost.sum() / ctx.entered
 
 
 Halting = Last | ACT | UniversalACT | ExitGate

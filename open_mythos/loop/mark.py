@@ -6,8 +6,9 @@ The layers are shared, so without a mark every step computes the same function.
     StepSinusoid    h + a * [sin(n w), cos(n w)] on the leading channels
                     OpenMythos' loop index; Dehghani et al. 2018 (arXiv 1807.03819)
     StepTable       h + table[n], learned
-                    Universal Transformer (T2T); Chen 2026 (arXiv 2603.21676)
-    PositionStep    h + sinusoid(position) + table[n] or sinusoid(n)    Universal Transformer, every step
+                    Chen 2026 (arXiv 2603.21676)
+    PositionStep    h + sinusoid(position) + sqrt(D) table[n] or sinusoid(n)
+                    Universal Transformer (T2T), both as large as its embeddings
 
 Past its last row a table goes on with that row, and a sinusoid of `steps` with its last step: from there on
 the loop is one and the same map, which can settle. `relative` scales the sinusoid by the token's own rms, so
@@ -109,10 +110,10 @@ class PositionStepMark(nn.Module):
         dim = h.shape[-1]
         where = ctx.once(("sinusoid", dim), lambda: position_sinusoid(ctx.positions, dim, self.config.base))
         if self.table is None:
-            depth = step_sinusoid(step, dim, dim, self.config.base)
+            depth = position_sinusoid(step[:, None], dim, self.config.base)
         else:
-            depth = self.table(step.clamp_max(self.table.num_embeddings - 1))
-        return h + (where + depth[:, None]).to(h.dtype)
+            depth = dim**0.5 * self.table(step.clamp_max(self.table.num_embeddings - 1))[:, None]
+        return h + (where + depth).to(h.dtype)
 
 
 def step_sinusoid(step: Steps, channels: int, dim: int, base: float) -> Float[Tensor, "B D"]:

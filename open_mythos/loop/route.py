@@ -1,19 +1,21 @@
 """Which tokens take a step at all, decided by the model itself.
 
     Everyone        all of them
-    ExpertChoice    at step n the best c_n T of the tokens that took the step before
-    TokenChoice     every token decides once, at the first step, how many it takes
+    ExpertChoice    at step n the best floor(c_n T), at least one, of the tokens that took the step before:
+                        h  <-  h + g F(h),   g = alpha sigmoid(router_n(h))
+    TokenChoice     every token decides once, at the first step, that it takes m of them:
+                        h  <-  F(h),  the last time  e + g F(h),   g = alpha softmax(router(e))_m
 
-Mixture-of-recursions, Bae et al. 2025 (arXiv 2507.10524). A token that takes the step becomes h + g F(h), g
-= alpha sigmoid(router(h)); one that does not keeps its state, is done, and is seen by nobody at that step
-(recursion-wise keys and values), or as it was at its first (`keys=FirstStep()`, loop/keys.py). Without a
-cache only the chosen tokens are computed, as a shorter batch; with one, all are, and the others are masked
-out: the same numbers (tests/unit/loop/test_route.py).
+Mixture-of-recursions, Bae et al. 2025 (arXiv 2507.10524), with the rules and weights of its code. A token
+that does not take a step keeps its state, is done, and is seen by nobody at that step (recursion-wise keys
+and values), or as it was at its first (`keys=FirstStep()`, loop/keys.py). Without a cache only the chosen
+tokens are computed, as a shorter batch; with one, all are, and the others are masked out: the same numbers
+(tests/unit/loop/test_route.py).
 
 Ranking a sequence looks ahead, so ExpertChoice ranks in training only and in eval mode takes the tokens
 whose logit is above zero; `balance` weighs the cross entropy that teaches it so, `z_loss` the mean squared
-logit. While training warms up, the capacities fall along half a cosine from 1 (`warmup`). The paper's
-token-choice weighs its last step otherwise; here both choices share one rule.
+logit. While training warms up, the capacities fall along half a cosine from 1 (`warmup`). TokenChoice is
+balanced within each sequence, as in the paper; its code does it over the batch.
 """
 
 from collections.abc import Callable
@@ -43,8 +45,8 @@ class ExpertChoice(Config):
     capacity: tuple[float, ...] = (1.0, 2 / 3, 1 / 3)  # of the sequence, per step; the last goes on
     warmup: float = 0.0  # share of training over which the capacities fall from 1 to these
     alpha: float = 0.1
-    balance: float = 0.01
-    z_loss: float = 1e-3
+    balance: float = 1e-3
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.capacity or not all(0 < c <= 1 for c in self.capacity):
@@ -95,22 +97,22 @@ class ExpertRouting(nn.Module):
         if ctx.tally is not None:
             ctx.tally.cost("route", self._cost(logits, ranked, there))
         gate = self.config.alpha * logits.sigmoid()
-        return run_chosen(x, chosen, gate, ctx, layers), chosen
+        return run_chosen(x, x, gate, chosen, ctx, layers), chosen
 
     def _best(self, logits: PerToken, there: Chosen, at: Int[Tensor, "B"], ctx: Context) -> Chosen:
         """The highest of those still there, as many as the share of this step of all that is not padding."""
         shares = self._shares(logits, ctx)[at]
-        count = (shares * (ctx.positions >= 0).sum(1)).ceil()
+        count = (shares * (ctx.positions >= 0).sum(1)).floor().clamp_min(1)
         order = logits.masked_fill(~there, -torch.inf).argsort(dim=1, descending=True, stable=True)
         rank = order.argsort(1)
         return there & (rank < count[:, None])
 
     def _shares(self, like: Tensor, ctx: Context) -> Float[Tensor, "N"]:
         """The capacity of every step now: 1 at the beginning, then along half a cosine to its own."""
-        shares = like.new_tensor(self.config.capacity)
+        shares = like.new_tensor(self.config.capacity, dtype=torch.float64)
         if ctx.progress is None or self.config.warmup == 0:
             return shares
-        done = (ctx.progress / self.config.warmup).clamp_max(1.0)
+        done = (ctx.progress.double() / self.config.warmup).clamp_max(1.0)
         return shares + (1 - shares) * 0.5 * (1 + (torch.pi * done).cos())
 
     def _cost(self, logits: PerToken, ranked: Chosen, there: Chosen) -> Float[Tensor, ""]:
@@ -133,23 +135,30 @@ class TokenRouting(nn.Module):
         best, depth = shares.max(-1)
         chosen = (left > 0) & (ctx.positions >= 0) & (depth >= step[:, None])
         if ctx.tally is not None:
-            ctx.tally.cost("route", self.config.balance * self._imbalance(shares, depth, step))
-        return run_chosen(x, chosen, self.config.alpha * best, ctx, layers), chosen
+            ctx.tally.cost("route", self.config.balance * self._imbalance(shares, depth, step, ctx))
+        last = depth == step[:, None]
+        base = torch.where(last[..., None], e.to(x.dtype), 0)
+        gate = torch.where(last, self.config.alpha * best, 1)
+        return run_chosen(x, base, gate, chosen, ctx, layers), chosen
 
     def _imbalance(
-        self, shares: Float[Tensor, "B T E"], depth: Int[Tensor, "B T"], step: Steps
+        self, shares: Float[Tensor, "B T E"], depth: Int[Tensor, "B T"], step: Steps, ctx: Context
     ) -> Float[Tensor, ""]:
         """Depths times the sum of (how often chosen) * (mean probability): one when even. Counted once."""
-        often = F.one_hot(depth, self.config.depths).float().mean(1)
-        return (self.config.depths * often * shares.mean(1)).sum(-1).mul(step == 0).mean()
+        real = (ctx.positions >= 0).float()[..., None]
+        real = real / real.sum(1, keepdim=True).clamp_min(1)
+        often = (F.one_hot(depth, self.config.depths) * real).sum(1)
+        return (self.config.depths * often * (shares * real).sum(1)).sum(-1).mul(step == 0).mean()
 
 
-def run_chosen(x: Hidden, chosen: Chosen, gate: PerToken, ctx: Context, layers: Layers) -> Hidden:
-    """x + gate * layers(x) where chosen, x elsewhere; nobody looks at those not chosen."""
+def run_chosen(
+    x: Hidden, base: Hidden, gate: PerToken, chosen: Chosen, ctx: Context, layers: Layers
+) -> Hidden:
+    """base + gate * layers(x) where chosen, x elsewhere; nobody looks at those not chosen."""
     gate = gate[..., None].to(x.dtype)
     if ctx.cache is not None or x.is_meta:  # on meta nobody can be counted, nor needs to be hidden
         seen = ctx if ctx.cache is None or ctx.lender is not None else _watched(chosen, ctx)
-        return torch.where(chosen[..., None], x + gate * layers(x, seen), x)
+        return torch.where(chosen[..., None], base + gate * layers(x, seen), x)
     needed = chosen
     if ctx.lender is not None:  # the first step says how a token is seen, whether it is chosen or not
         assert ctx.step is not None
@@ -160,7 +169,8 @@ def run_chosen(x: Hidden, chosen: Chosen, gate: PerToken, ctx: Context, layers: 
     pick = (~needed).long().argsort(dim=1, stable=True)[:, :length]  # the needed ones first, in order
     wide = pick[..., None].expand(-1, -1, x.shape[-1])
     part = x.gather(1, wide)
-    y = part + gate.gather(1, pick[..., None]) * layers(part, _shorter(ctx, pick, needed.gather(1, pick)))
+    y = layers(part, _shorter(ctx, pick, needed.gather(1, pick)))
+    y = base.gather(1, wide) + gate.gather(1, pick[..., None]) * y
     return x.scatter(1, wide, torch.where(chosen.gather(1, pick)[..., None], y, part))
 
 

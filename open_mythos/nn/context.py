@@ -47,6 +47,7 @@ class Context:
     cache: Cache | None = None
     rows: Rows | None = None
     tally: Tally | None = None
+    entered: Int[Tensor, ""] | None = None  # how many tokens went into the loop, for means of the tally
     progress: Float[Tensor, ""] | None = None  # how much of training is done, 0 to 1; none outside of it
     lender: Lender | None = None  # has the layers' keys and values, where the steps of a loop share them
     columns: Columns | None = None

@@ -9,11 +9,12 @@ One bidirectional block, whose input is seen only once and whose state moves slo
     h_{n+1}  =  z c + (1 - z) h_n,   z = sigmoid(W [c ; h_n] + b)    b = -2: 88 % of the state stays at first
     answer   =  MLP(norm(h of the first token)), or of source and target for graphs
 
-Exact about the block, gate, depth table, head and sizes: with ACT in the gate's place the graph model has
-172,674 parameters, as its author's. On graphs a node attends along its edges and to itself only (`edges`),
-so one step is one hop. The objective is silent: the loss looks at the last step alone (alpha 0 of
-`supervise`). Biases of attention begin at PyTorch's values for a linear map; the graph model's library
-layer would begin at zero.
+Exact about the block (GELU on sequences, the library layer's ReLU on graphs), gate, depth table, head and
+sizes, and about the author's baseline with ACT in the gate's place, on graphs of 172,674 parameters. On
+graphs a node attends along its edges and to itself only (`edges`), so one step is one hop. The objective is
+silent: the loss looks at the last step alone (alpha 0 of `supervise`). Attention begins at PyTorch's values
+for linear maps; the graph model's library layer would begin with biases of zero, and with queries, keys and
+values 1.22 times as wide.
 
     name         dim  heads  ffn   vocab  depth table  trained at   roles
     chen-graph   128  4      256   27     20           5..8 steps   source, target
@@ -33,14 +34,14 @@ from open_mythos.config import Config
 from open_mythos.loop.core import Loop
 from open_mythos.loop.halt import Last, UniversalACT
 from open_mythos.loop.mark import StepTable
-from open_mythos.loop.schedule import Plan, Uniform
+from open_mythos.loop.schedule import Fixed, Plan, Uniform
 from open_mythos.loop.state import State
 from open_mythos.loop.update import Gate, Replace
 from open_mythos.model import Model
 from open_mythos.nn.attention import GQA
 from open_mythos.nn.block import PreNorm
 from open_mythos.nn.context import Context
-from open_mythos.nn.ffn import MLP
+from open_mythos.nn.ffn import MLP, Activation
 from open_mythos.nn.init import AsMade
 from open_mythos.nn.norm import LayerNorm
 from open_mythos.nn.rope import Rope
@@ -52,6 +53,7 @@ class Size(Config):
     dim: int = 256
     heads: int = 8
     width: int = 1024
+    activation: Activation = "gelu"
     table: int = 20  # rows of depth embeddings
     low: int = 1
     high: int = 12
@@ -59,8 +61,11 @@ class Size(Config):
     rope: Rope | None = Rope(pairs="halves")
     dropout: float = 0.1
     context: int = 128
-    act: bool = False  # the author's baseline: ACT in the gate's place
+    act: bool = False  # the author's baseline: ACT in the gate's place, over all steps of the table
     full: bool = True  # False: a causal language model of the same block
+
+
+_ACT = UniversalACT(mix="accumulated", bias=-1.0, freeze=True, marked=False)
 
 
 def chen(size: Size) -> Model:
@@ -75,7 +80,7 @@ def chen(size: Size) -> Model:
     )
     layer = PreNorm(
         mixer=mixer,
-        ffn=MLP(width=size.width, bias=True, dropout=size.dropout),
+        ffn=MLP(width=size.width, activation=size.activation, bias=True, dropout=size.dropout),
         norm=LayerNorm(),
         scale=size.scale,
         dropout=size.dropout,
@@ -89,8 +94,8 @@ def chen(size: Size) -> Model:
             layers=(layer,),
             mark=StepTable(steps=size.table),
             update=Replace() if size.act else Gate(bias=-2.0),
-            halt=UniversalACT() if size.act else Last(),
-            schedule=Uniform(low=size.low, high=size.high),
+            halt=_ACT if size.act else Last(),
+            schedule=Fixed(steps=size.table) if size.act else Uniform(low=size.low, high=size.high),
         ),
         norm=None,
         init=AsMade(),
@@ -191,7 +196,16 @@ def supervise(
 
 SIZES = {
     "chen-graph": Size(
-        vocab=27, dim=128, heads=4, width=256, low=5, high=8, scale=None, rope=None, context=20
+        vocab=27,
+        dim=128,
+        heads=4,
+        width=256,
+        activation="relu",
+        low=5,
+        high=8,
+        scale=None,
+        rope=None,
+        context=20,
     ),
     "chen-logic": Size(vocab=9, table=28, low=4, high=16),
     "chen-family": Size(vocab=80),

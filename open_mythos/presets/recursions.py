@@ -10,7 +10,8 @@ or token choice.
     recursions-360m-shared  SmolLM2-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of the first step
 
 Exact about sharing, expert choice (logits, alpha 0.1, hierarchical filtering, auxiliary loss, and the
-capacity's warm-up along a cosine, whose length is yours to say) and both ways to keep keys and values.
+capacity's warm-up along a cosine, whose length is yours to say), token choice (one softmax over depths, whose
+weight counts at the token's last step alone) and both ways to keep keys and values.
 """
 
 from open_mythos.config import Config

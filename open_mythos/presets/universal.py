@@ -2,7 +2,7 @@
 
 One block, and before every step the signals of position and step are added anew:
 
-    u        =  h_n + sinusoid(position) + table[n]
+    u        =  h_n + sinusoid(position) + sqrt(D) table[n]
     h_{n+1}  =  block(u)
     answer   =  ACT over the steps with shares sigmoid(w u + 1), or simply the last state
 

@@ -84,11 +84,10 @@ def test_position_and_step(steps: int | None) -> None:
         [[p * 100.0 ** (-i / (half - 1)) for i in range(half)] for p in range(3, 8)], dtype=torch.float64
     )
     where = torch.cat([where.sin(), where.cos()], -1).float()
-    depth = (
-        torch.stack([sinusoid(n, DIM, 100.0) for n in STEP.tolist()])
-        if steps is None
-        else module.table.weight[[0, 2]]
-    )
+    rate = torch.tensor([100.0 ** (-i / (half - 1)) for i in range(half)])
+    angle = STEP[:, None] * rate
+    sinusoid_of_step = torch.cat([angle.sin(), angle.cos()], -1)
+    depth = sinusoid_of_step if steps is None else DIM**0.5 * module.table.weight[[0, 2]]
     close(module(H, STEP, CTX), H + where + depth[:, None], 1e-6)
     with pytest.raises(ValueError, match="dim=13 must be even"):
         mark.PositionStep().build(13)

@@ -66,11 +66,11 @@ def test_the_shorter_batch_is_the_masked_one(
     short = lm(TOKENS)
     grads = torch.autograd.grad(short.square().sum(), list(lm.parameters()), allow_unused=True)
 
-    def masked(x, chosen, gate, ctx, layers):  # type: ignore[no-untyped-def]
+    def masked(x, base, gate, chosen, ctx, layers):  # type: ignore[no-untyped-def]
         both = chosen[:, None, None, :] & torch.ones(12, 12, dtype=torch.bool).tril()
         both = both | torch.eye(12, dtype=torch.bool)
         y = layers(x, replace(ctx, mask=both, start=None, memo={}))
-        return torch.where(chosen[..., None], x + gate[..., None] * y, x)
+        return torch.where(chosen[..., None], base + gate[..., None] * y, x)
 
     monkeypatch.setattr(route, "run_chosen", masked)
     long = lm(TOKENS)
@@ -102,8 +102,9 @@ def test_shared_keys_are_those_of_the_first_step(
     def remember(self, k, v, ctx):  # type: ignore[no-untyped-def]
         return held.setdefault(id(self), (k, v)) if id(self) in inside else (k, v)
 
-    def all_of_them(x, chosen, gate, ctx, layers):  # type: ignore[no-untyped-def]
-        return torch.where(chosen[..., None], x + gate[..., None] * layers(x, replace(ctx, lender=None)), x)
+    def all_of_them(x, base, gate, chosen, ctx, layers):  # type: ignore[no-untyped-def]
+        y = layers(x, replace(ctx, lender=None))
+        return torch.where(chosen[..., None], base + gate[..., None] * y, x)
 
     monkeypatch.setattr(GroupedAttention, "_remember", remember)
     monkeypatch.setattr(route, "run_chosen", all_of_them)
