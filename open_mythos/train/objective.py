@@ -128,7 +128,7 @@ class Objective(Config):
         if self.similarity:
             if model.loop is not None:
                 raise ValueError(
-                    "objective.similarity makes the layers of a model without a loop alike; those of a loop are one"
+                    "objective.similarity makes layers alike in a model without a loop; those of a loop are one"
                 )
             alike = loop_similarity([*model.prelude, *model.coda], self.block)
             tally.cost("similarity", -self.similarity * alike)
@@ -171,7 +171,8 @@ def _another(model: LoopedLM, state: State, taken: int, ctx: Context) -> Callabl
     assert loop is not None
     if any(isinstance(parameter, DTensor) for parameter in loop.parameters()):
         raise ValueError(
-            "objective.jacobian needs a step outside of the loop, whose weights lie on several processes"
+            "objective.jacobian takes a step outside of the loop, whose weights lie on several processes; "
+            "leave it out, or train on one"
         )
     number = torch.full((rows,), taken - 1, device=device)
     last = torch.ones(rows, dtype=torch.bool, device=device)

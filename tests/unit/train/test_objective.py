@@ -112,7 +112,7 @@ def rows(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
 
 
 def test_what_shapes_the_loop_is_added_to_the_loss() -> None:
-    """By the regularisers' own functions, of the states that a watcher sees; the step's gradient is theirs."""
+    """By the regularisers' own functions, of the states that a watcher sees; so is the gradient."""
     model = MODELS["parcae"].build()
     tokens, targets = given()
     ctx = Context.counting(tokens)
