@@ -47,14 +47,10 @@ class Objective(Config):
     readout: Readout = Final()
     z_loss: float = 0.0
     ponder: float = 0.0
-    similarity: float = (
-        0.0  # reward for blocks of `block` layers that are alike, without a loop; the paper has 10
-    )
+    similarity: float = 0.0  # reward for blocks of `block` layers that are alike, where none loop (paper: 10)
     block: int = 1
     drift: float = 0.0  # price of a state that swells or shrinks over the steps
-    jacobian: float = (
-        0.0  # price of a step that would move a disturbance of its last state; the paper has 0.1
-    )
+    jacobian: float = 0.0  # price of a last step that carries disturbances on (paper: 0.1)
 
     def score(
         self,
@@ -128,7 +124,7 @@ class Objective(Config):
         if self.similarity:
             if model.loop is not None:
                 raise ValueError(
-                    "objective.similarity makes layers alike in a model without a loop; those of a loop are one"
+                    "objective.similarity makes layers alike that do not loop; those of a loop are one"
                 )
             alike = loop_similarity([*model.prelude, *model.coda], self.block)
             tally.cost("similarity", -self.similarity * alike)

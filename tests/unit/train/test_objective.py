@@ -154,7 +154,7 @@ def test_alike_layers_are_rewarded() -> None:
 @pytest.mark.parametrize(
     ("name", "asked", "words"),
     [
-        ("parcae", {"similarity": 1.0}, "without a loop"),
+        ("parcae", {"similarity": 1.0}, "do not loop"),
         ("fixed-depth", {"drift": 1.0}, "there is none"),
         ("fixed-depth", {"jacobian": 1.0}, "there is none"),
     ],
