@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LARGE = 2**22  # multiplications from which oneDNN's start pays
+LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like two
 
 Rows = Float[Tensor, "... I"]
 Weight = Float[Tensor, "O I"]
@@ -58,7 +58,8 @@ def _onednn(x: Rows, weight: Weight, bias: Bias | None) -> Out:
 
 def _onednn_is_faster(x: Tensor, weight: Tensor) -> bool:
     return (
-        x.numel() * len(weight) >= LARGE
+        max(x.numel(), 2 * x.shape[-1]) * len(weight) >= LARGE
+        and x.numel() > 0
         and x.dtype == weight.dtype == torch.float32
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
