@@ -46,8 +46,8 @@ class Flops(NamedTuple):
     once_attention: float
     per_loop_attention: float
 
-    def token(self, loops: int, context: int = 0) -> float:
-        """FLOPs of one token at this depth, with so many tokens before it."""
+    def token(self, loops: float, context: int = 0) -> float:
+        """FLOPs of one token that takes so many turns, with so many tokens before it."""
         turn = self.per_loop + self.per_loop_attention * context
         return self.once + self.once_attention * context + loops * turn
 

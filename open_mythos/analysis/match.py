@@ -76,11 +76,14 @@ class Match(NamedTuple):
 
 @lru_cache(maxsize=256)
 def cost(model: Model) -> Cost:
-    """Counted from the model on the meta device. It takes the mean steps of its schedule."""
+    """Counted from the model on the meta device. It takes the mean steps of its schedule; where tokens are
+    routed, those that a token takes on average."""
     steps = model.loop.schedule.mean_steps if model.loop is not None else 0
     grad = min(getattr(model.loop.schedule, "grad", None) or steps, steps) if model.loop is not None else 0
     counted, back = flops(model), min(LENGTH, model.context)
-    forward, learned = counted.token(steps, back), counted.token(grad, back)
+    turns = model.loop.route.turns if model.loop is not None else float
+    forward = counted.token(turns(steps), back)
+    learned = counted.token(turns(steps) - turns(steps - grad), back)
     return Cost(
         params=parameters(model).total,
         flops=forward,

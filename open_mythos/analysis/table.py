@@ -34,7 +34,7 @@ def _row(name: str, model: Model) -> list[str]:
         f"{counted.active:,}",
         str(loops),
         _giga(work.per_loop),
-        _giga(work.token(loops)),
+        _giga(work.token(model.loop.route.turns(loops) if model.loop is not None else 0)),
         f"{cache_bytes(model, PerLoop()):,} B",
         f"{cache_bytes(model, Shared()):,} B",
     ]

@@ -187,13 +187,14 @@ def _flops(model: Model, loops: int, context: int) -> Table:
     counted = flops(model)
     table = _table("FLOPs per token", "in matrices", f"attention at {context:,} tokens")
     table.add_row("prelude, coda, head", _short(counted.once), _short(counted.once_attention * context))
-    if loops:
+    if model.loop is not None:
         turn = counted.per_loop, counted.per_loop_attention * context
         table.add_row("one loop", *map(_short, turn))
+        turns = model.loop.route.turns(loops)
         table.add_row(
-            f"all, {loops} loops",
-            _short(counted.token(loops)),
-            _short((counted.once_attention + loops * counted.per_loop_attention) * context),
+            f"all, {loops} loops" + ("" if turns == loops else f", {turns:g} for a token on average"),
+            _short(counted.token(turns)),
+            _short((counted.once_attention + turns * counted.per_loop_attention) * context),
             style="bold",
         )
     return table

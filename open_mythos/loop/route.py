@@ -37,6 +37,10 @@ FLAG = 9  # where in the cache, beside a layer's keys and values, it is kept who
 
 
 class Everyone(Config):
+    def turns(self, steps: int) -> float:
+        """How many of `steps` a token takes on average, where the router does as it is taught."""
+        return steps
+
     def build(self, dim: int) -> "NoRouting":
         return NoRouting()
 
@@ -54,6 +58,9 @@ class ExpertChoice(Config):
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"the capacities' warm-up is a share of training in [0, 1], got {self.warmup}")
 
+    def turns(self, steps: int) -> float:
+        return sum(self.capacity[min(n, len(self.capacity) - 1)] for n in range(steps))
+
     def build(self, dim: int) -> "ExpertRouting":
         return ExpertRouting(self, dim)
 
@@ -66,6 +73,9 @@ class TokenChoice(Config):
     def __post_init__(self) -> None:
         if self.depths < 1:
             raise ValueError(f"tokens choose among one depth or more, got {self.depths}")
+
+    def turns(self, steps: int) -> float:
+        return sum(1 - n / self.depths for n in range(min(steps, self.depths)))
 
     def build(self, dim: int) -> "TokenRouting":
         return TokenRouting(self, dim)

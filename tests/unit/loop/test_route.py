@@ -47,6 +47,11 @@ def test_capacity_falls_and_the_left_out_stay_out() -> None:
     ran = who_runs(model(False).train())
     assert ran.sum(2).tolist() == [[12] * 3, [8] * 3, [4] * 3]
     assert not (ran[1:] & ~ran[:-1]).any()
+    assert ran.sum() / TOKENS.numel() == pytest.approx(route.ExpertChoice().turns(3))
+
+
+def test_a_token_takes_every_depth_as_often() -> None:
+    assert [route.TokenChoice(depths=3).turns(n) for n in (1, 2, 3, 9)] == pytest.approx([1, 5 / 3, 2, 2])
 
 
 def test_padding_is_not_chosen_and_does_not_count() -> None:
