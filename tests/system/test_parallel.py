@@ -78,7 +78,7 @@ def test_experts_are_shared_out_by_two_and_sharded_by_two_more(tmp_path: Path) -
     experts_are_apart(json.loads(out.read_text())["apart"])
 
 
-def test_experts_shared_out_learn_what_they_do_in_one_process_and_go_on_there(tmp_path: Path) -> None:
+def test_experts_shared_out_learn_what_they_do_in_one_process(tmp_path: Path) -> None:
     exact = toy.recipe(tmp_path, steps=4).override('optimiser.muon.precision="float32"')
     apart = write(exact.replace(expert_parallel=2), tmp_path / "apart.json")
     toy.train(exact, tmp_path / "one")
@@ -87,12 +87,19 @@ def test_experts_shared_out_learn_what_they_do_in_one_process_and_go_on_there(tm
     ours, theirs = (biases(tmp_path / name) for name in ("one", "two"))
     assert ours.any()
     assert torch.equal(ours, theirs)
-    shutil.copytree(tmp_path / "two", tmp_path / "alone")
-    toy.train(exact.replace(steps=6), tmp_path / "alone")
-    finish(on_two(apart, tmp_path / "one", "expert_parallel=2", "--resume", "--steps", "6"))
-    losses_agree(tmp_path / "one", tmp_path / "alone", 1e-5)
     with pytest.raises(ValueError, match="expert_parallel=2 needs a multiple of 2 processes, and there is 1"):
         toy.train(exact.replace(expert_parallel=2), tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_experts_shared_out_go_on_in_one_process_and_the_reverse(tmp_path: Path) -> None:
+    exact = toy.recipe(tmp_path, steps=4).override('optimiser.muon.precision="float32"')
+    apart = write(exact.replace(expert_parallel=2), tmp_path / "apart.json")
+    toy.train(exact, tmp_path / "one")
+    finish(on_two(apart, tmp_path / "two"))
+    toy.train(exact.replace(steps=6), tmp_path / "two")
+    finish(on_two(apart, tmp_path / "one", "expert_parallel=2", "--resume", "--steps", "6"))
+    losses_agree(tmp_path / "one", tmp_path / "two", 1e-5)
 
 
 def biases(run: Path) -> torch.Tensor:
@@ -115,9 +122,7 @@ def test_two_processes_learn_what_one_does_and_hand_over_to_it_and_back(tmp_path
     shutil.copytree(tmp_path / "two", tmp_path / "alone")
     toy.train(longer, tmp_path / "alone")  # saved by two, resumed by one
     finish(on_two(None, tmp_path / "one", "--resume", "--steps", "8"))  # the reverse
-    finish(on_two(None, tmp_path / "two", "--resume", "--steps", "8"))  # and by two again
-    losses_agree(tmp_path / "one", tmp_path / "two")
-    losses_agree(tmp_path / "alone", tmp_path / "two")
+    losses_agree(tmp_path / "one", tmp_path / "alone")
 
 
 def damage_is_found(saved: Path, copy: Path) -> None:
