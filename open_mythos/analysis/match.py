@@ -92,12 +92,16 @@ def cost(model: Model) -> Cost:
     )
 
 
+class NoMatchError(ValueError):
+    """No model of these layers is equal in all that was asked for."""
+
+
 def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float = TOLERANCE) -> Match:
     """The other model, equal to `model` in all of `on`; of several, the one that is closest in the number of
     its experts, then in width, then in cost.
 
-    Raises `ValueError` if there is none, saying how far off the nearest is and why, or if `on` is not
-    understood.
+    Raises `NoMatchError` if there is none, saying how far off the nearest is and why, and `ValueError` if `on` is
+    not understood.
     """
     unknown = set(on) - set(get_args(What))
     if unknown or not on:
@@ -111,7 +115,7 @@ def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float =
             return found
         nearest.append(found)
     best = min(nearest, key=lambda c: c.off(wanted, on))
-    raise ValueError(_miss(best, wanted, on, tolerance, loops if model.loop is None else None))
+    raise NoMatchError(_miss(best, wanted, on, tolerance, loops if model.loop is None else None))
 
 
 def _makers(model: Model, loops: int) -> Iterator["_Fixed | _Looped"]:

@@ -1,9 +1,9 @@
-"""mythos match CONFIG --on params,flops,memory: the model to compare with, equal in what is named, within 2
-%.
+"""mythos match CONFIG --on params,flops,memory: the model to compare with, equal in what is named within 2 %.
 
 CONFIG is a preset's name, a folder, or a JSON file. A looped model is answered with a fixed-depth one, and
-a fixed-depth one with a looped one of `--loops` steps. `--out` writes the answer as a config that every
-other verb reads.
+a fixed-depth one with a looped one of `--loops` steps. Where no model is equal in all that is named, as a
+loop does more with a parameter than any layer without one, there is a model for each. `--out` writes the
+answer as a config that every other verb reads.
 """
 
 import argparse
@@ -24,14 +24,22 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, help="write the answer there, as JSON")
     given = parser.parse_args(argv)
-    from open_mythos.analysis.match import match
+    from open_mythos.analysis.match import NoMatchError, match
 
-    model = read(given.config)
-    found = match(model, tuple(given.on.split(",")), loops=given.loops)
-    _show(given.config, found)
-    if given.out is not None:
-        found.model.save(given.out)
-        print(f"written to {given.out}")
+    model, on = read(given.config), tuple(given.on.split(","))
+    try:
+        found = {given.on: match(model, on, loops=given.loops)}
+    except NoMatchError as error:
+        if len(on) == 1:
+            raise
+        print(f"{error}. One for each:")
+        found = {what: match(model, (what,), loops=given.loops) for what in on}
+    for what, one in found.items():
+        _show(given.config, what, one)
+        if given.out is not None:
+            to = given.out if len(found) == 1 else given.out.with_stem(f"{given.out.stem}-{what}")
+            one.model.save(to)
+            print(f"written to {to}")
     return 0
 
 
@@ -49,11 +57,11 @@ def read(name: str) -> "Model":
     return Model.load(path) if path.suffix == ".json" else preset(name)
 
 
-def _show(name: str, found: "Match") -> None:
+def _show(name: str, what: str, found: "Match") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", name, "match", "off")
+    table = Table("", name, f"equal in {what}", "off")
     rows = {
         "parameters": (found.wanted.params, found.cost.params),
         "FLOPs per token": (found.wanted.flops, found.cost.flops),

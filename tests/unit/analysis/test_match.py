@@ -8,6 +8,7 @@ import torch
 
 from open_mythos.analysis.match import cost, match
 from open_mythos.cli.match import main
+from open_mythos.model import Model
 from open_mythos.nn.moe import MoE
 from open_mythos.presets.baseline import Shape, llama
 from open_mythos.presets.parcae import parcae, parcae_gpt
@@ -127,3 +128,17 @@ def test_the_command_writes_a_config(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main([str(tmp_path / "mine.json"), "--on", "flops", "--out", str(tmp_path / "twin.json")]) == 0
     assert json.loads((tmp_path / "twin.json").read_text())["loop"] is None
     assert "FLOPs per token" in capsys.readouterr().out
+
+
+def test_the_command_gives_a_model_for_each_where_none_is_equal_in_all(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, out = tmp_path / "looped.json", tmp_path / "twin.json"
+    LOOPED.save(config)
+    assert main([str(config), "--on", "params,flops", "--out", str(out)]) == 0
+    assert "per parameter" in capsys.readouterr().out
+    for what in ("params", "flops"):
+        twin = Model.load(tmp_path / f"twin-{what}.json")
+        assert cost(twin).off(cost(LOOPED), (what,)) <= 0.02
+    with pytest.raises(ValueError, match="params, flops"):
+        main([str(config), "--on", "params,beauty"])
