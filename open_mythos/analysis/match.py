@@ -100,8 +100,8 @@ def match(model: Model, on: Sequence[str], *, loops: int = 4, tolerance: float =
     """The other model, equal to `model` in all of `on`; of several, the one that is closest in the number of
     its experts, then in width, then in cost.
 
-    Raises `NoMatchError` if there is none, saying how far off the nearest is and why, and `ValueError` if `on` is
-    not understood.
+    Raises `NoMatchError` if there is none, saying how far off the nearest is and why, and `ValueError` if
+    `on` is not understood.
     """
     unknown = set(on) - set(get_args(What))
     if unknown or not on:
