@@ -78,6 +78,7 @@ def test_experts_are_shared_out_by_two_and_sharded_by_two_more(tmp_path: Path) -
     experts_are_apart(json.loads(out.read_text())["apart"])
 
 
+@pytest.mark.slow
 def test_experts_shared_out_learn_what_they_do_in_one_process(tmp_path: Path) -> None:
     exact = toy.recipe(tmp_path, steps=4).override('optimiser.muon.precision="float32"')
     apart = write(exact.replace(expert_parallel=2), tmp_path / "apart.json")

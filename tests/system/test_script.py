@@ -5,10 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from open_mythos.train.load import load_recipe, load_run
 from open_mythos.train.metrics import read_rows
 
 ROOT = Path(__file__).parents[2]
+SHALLOW = "model.loop.schedule.mean=3"
 
 
 def smoke(out: Path, *overrides: str) -> str:
@@ -25,9 +28,8 @@ def smoke(out: Path, *overrides: str) -> str:
     return done.stdout
 
 
-def test_the_smoke_run_trains_evaluates_samples_saves_and_goes_on(tmp_path: Path) -> None:
-    shallow = "model.loop.schedule.mean=3"
-    smoke(tmp_path, shallow)
+def test_the_smoke_run_trains_evaluates_samples_and_saves(tmp_path: Path) -> None:
+    smoke(tmp_path, SHALLOW)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert all(0 < row["loss"] < 7 for row in rows)
@@ -38,5 +40,10 @@ def test_the_smoke_run_trains_evaluates_samples_saves_and_goes_on(tmp_path: Path
     assert tokenizer.vocab_size <= model.config.vocab
     recipe = load_recipe(tmp_path)
     assert (recipe.remat, recipe.micro) == (True, 4)
-    smoke(tmp_path, shallow, "steps=5")
+
+
+@pytest.mark.slow
+def test_the_smoke_run_goes_on_where_it_ended(tmp_path: Path) -> None:
+    for steps in (3, 5):
+        smoke(tmp_path, SHALLOW, f"steps={steps}")
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]

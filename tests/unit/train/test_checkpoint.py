@@ -228,7 +228,7 @@ def test_killed_at_any_moment_the_newest_is_whole(tmp_path: Path, background: bo
     from open_mythos.train.keeper import Keep
 
     last = 0
-    for delay in (0.02, 0.11, 0.23):
+    for delay in (0.05, 0.2):
         program = [sys.executable, "-c", SAVES_FOREVER.format(background=background), str(tmp_path)]
         with subprocess.Popen(program, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]) as process:
             assert process.stdout is not None
