@@ -72,13 +72,11 @@ class Objective(Config):
         if isinstance(self.readout, Final) and not self._shapes_steps:
             assert ctx.tokens is not None
             features = [model.features(ctx.tokens, plan, ctx, rng=rng, tally=tally)]
-        elif isinstance(self.readout, Final):
-            states, last = _watched(model, plan, ctx, rng, tally)
-            features = [last]
         else:
             states, last = _watched(model, plan, ctx, rng, tally)
             live = [state for state in states if state.h.requires_grad or not torch.is_grad_enabled()]
-            features = [*(_read(model, state, ctx) for state in live[:-1]), last]
+            earlier = [] if isinstance(self.readout, Final) else live[:-1]
+            features = [*(_read(model, state, ctx) for state in earlier), last]
         loss = self.readout.loss(features, model.head.weight, targets, z_loss=self.z_loss)
         self._shape(model, states, ctx, rng, tally)
         return Scored(loss, self._with_costs(loss, tally), tally)

@@ -83,10 +83,5 @@ def _per_token(vectors: Hidden) -> Scalar:
 
 def _cosine(a: nn.Module, b: nn.Module) -> Float[Tensor, ""]:
     pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return torch.stack(
-        [
-            F.cosine_similarity(at_hand(x).flatten(), at_hand(y).flatten(), dim=0)
-            for x, y in pairs
-            if x.ndim > 1
-        ]
-    ).mean()
+    matrices = [(at_hand(x).flatten(), at_hand(y).flatten()) for x, y in pairs if x.ndim > 1]
+    return torch.stack([F.cosine_similarity(x, y, dim=0) for x, y in matrices]).mean()

@@ -79,7 +79,7 @@ def test_experts_are_shared_out_by_two_and_sharded_by_two_more(tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_experts_shared_out_learn_what_they_do_in_one_process(tmp_path: Path) -> None:
+def test_experts_shared_out_learn_what_they_do_in_one_process_and_go_on_there(tmp_path: Path) -> None:
     exact = toy.recipe(tmp_path, steps=4).override('optimiser.muon.precision="float32"')
     apart = write(exact.replace(expert_parallel=2), tmp_path / "apart.json")
     toy.train(exact, tmp_path / "one")
@@ -90,14 +90,6 @@ def test_experts_shared_out_learn_what_they_do_in_one_process(tmp_path: Path) ->
     assert torch.equal(ours, theirs)
     with pytest.raises(ValueError, match="expert_parallel=2 needs a multiple of 2 processes, and there is 1"):
         toy.train(exact.replace(expert_parallel=2), tmp_path / "alone")
-
-
-@pytest.mark.slow
-def test_experts_shared_out_go_on_in_one_process_and_the_reverse(tmp_path: Path) -> None:
-    exact = toy.recipe(tmp_path, steps=4).override('optimiser.muon.precision="float32"')
-    apart = write(exact.replace(expert_parallel=2), tmp_path / "apart.json")
-    toy.train(exact, tmp_path / "one")
-    finish(on_two(apart, tmp_path / "two"))
     toy.train(exact.replace(steps=6), tmp_path / "two")
     finish(on_two(apart, tmp_path / "one", "expert_parallel=2", "--resume", "--steps", "6"))
     losses_agree(tmp_path / "one", tmp_path / "two", 1e-5)
