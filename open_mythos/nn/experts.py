@@ -2,11 +2,12 @@
 
     y_i = down_e (silu(gate_e x_i) * up_e x_i)          e: the expert of row i
 
-One custom op, so that `torch.compile` sees a single node and no loop. On a CPU it runs slice by slice
-into one buffer; on CUDA with bfloat16 through `grouped_mm`, whose offsets stay on the device,
-so nothing waits. Without gradient on a CPU a fused form keeps each expert's rows in cache, and a few tokens
-are not sorted at all. All of them
-agree with `MixtureOfExperts.naive`, values and gradients (tests/unit/nn/test_moe.py).
+One custom op, so that `torch.compile` sees a single node and no loop. On CUDA with bfloat16 it goes through
+`grouped_mm`, whose offsets stay on the device, so nothing waits; on a CPU too where experts have so few rows
+that starting their products one by one would cost as much as the products, and else slice by slice into one
+buffer. Without gradient on a CPU a fused form keeps the rows of an expert that has many in cache, and a few
+tokens are not sorted at all. All of them agree with `MixtureOfExperts.naive`, values and gradients
+(tests/unit/nn/test_moe.py).
 """
 
 from typing import Any
@@ -21,6 +22,8 @@ GateUp = Float[Tensor, "E F2 D"]
 Down = Float[Tensor, "E D F"]
 
 FEW = 4  # tokens that go to their experts one by one
+EACH = 256  # rows per expert up to which a CPU takes all experts in one call
+EACH_FUSED = 64  # the same without gradient, where the alternative is the fused form
 
 
 def run_experts(
@@ -28,8 +31,10 @@ def run_experts(
 ) -> Rows:
     """sum_j weights[i, j] * expert[chosen[i, j]](x[i]) for every row i."""
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        run = _few if len(x) <= FEW else _fused
-        return run(x, gate_up, down, chosen, weights)
+        if len(x) <= FEW:
+            return _few(x, gate_up, down, chosen, weights)
+        if not _in_one_call(x, gate_up, chosen.numel(), EACH_FUSED):
+            return _fused(x, gate_up, down, chosen, weights)
     order, back, counts = arrange(chosen.flatten(), len(gate_up))
     y, _ = grouped_swiglu(reordered(x, order, back, chosen.shape[1]), gate_up, down, counts)
     return weigh(y, order, back, weights)
@@ -76,7 +81,7 @@ class _Reordered(torch.autograd.Function):
 @library.custom_op("open_mythos::grouped_swiglu", mutates_args=())
 def grouped_swiglu(x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """(y, middle) for rows sorted by expert; `middle` (M 2F) is kept for the backward pass."""
-    if _on_device(x, gate_up):
+    if _in_one_call(x, gate_up, len(x), EACH):
         ends = counts.cumsum(0).to(torch.int32)
         middle = F.grouped_mm(x, gate_up.mT, offs=ends)
         return F.grouped_mm(_swiglu(middle), down.mT, offs=ends), middle
@@ -97,7 +102,7 @@ def grouped_swiglu_backward(
     grad: Tensor, x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor, middle: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients for x, gate_up and down."""
-    if _on_device(x, gate_up):
+    if _in_one_call(x, gate_up, len(x), EACH):
         ends = counts.cumsum(0).to(torch.int32)
         grad_hidden = F.grouped_mm(grad, down, offs=ends)
         grad_middle, hidden = _swiglu_backward(grad_hidden, middle)
@@ -163,10 +168,15 @@ def _fused(
     return y
 
 
-def _on_device(x: Tensor, gate_up: Tensor) -> bool:
-    """Whether `grouped_mm` takes these: CUDA, bfloat16, rows of whole 16 bytes, and at least one row."""
-    aligned = x.shape[-1] % 8 == 0 and gate_up.shape[1] % 16 == 0 and len(x) > 0
-    return x.is_cuda and x.dtype == torch.bfloat16 and aligned
+def _in_one_call(x: Tensor, gate_up: Tensor, rows: int, each: int) -> bool:
+    """Whether `grouped_mm` takes these (rows of whole 16 bytes, and at least one) and is the faster way."""
+    aligned = all(width * x.element_size() % 16 == 0 for width in (x.shape[-1], gate_up.shape[1] // 2))
+    if not aligned or rows == 0:
+        return False
+    if x.is_cuda:
+        return x.dtype == torch.bfloat16
+    few = rows <= each * len(gate_up)
+    return few and x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16)
 
 
 def _slices(counts: Int[Tensor, "E"]) -> list[tuple[int, slice]]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from open_mythos.nn import experts
 from open_mythos.nn.context import Context, Place
 from open_mythos.nn.moe import MixtureOfExperts, MoE, sequence_balance
 from open_mythos.nn.tally import Tally
@@ -17,7 +18,16 @@ CONFIGS = [
     CONFIG.replace(chosen=6, shared=0),
     CONFIG.replace(shared=2, shared_width=5),
     MoE(experts=1, chosen=1, width=8),
+    CONFIG.replace(width=6),  # rows that `grouped_mm` does not take
 ]
+
+
+@pytest.fixture(params=["all in one call", "one by one"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However few rows the experts have, they go one by one too."""
+    if request.param == "one by one":
+        monkeypatch.setattr(experts, "EACH", 0)
+        monkeypatch.setattr(experts, "EACH_FUSED", 0)
 
 
 def awake(config: MoE) -> MixtureOfExperts:
@@ -33,19 +43,21 @@ def context(x: Tensor, tally: Tally | None = None) -> Context:
     return ctx if tally is None else ctx.with_tally(tally)
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("shape", [(3, 7), (1, 1), (2, 2)])  # many tokens, or so few that they are not sorted
 def test_agrees_with_naive(config: MoE, shape: tuple[int, int]) -> None:
     layer, x = awake(config), torch.randn(*shape, DIM, requires_grad=True)
     given, expected = layer(x, context(x)), layer.naive(x)
     close(given, expected, 1e-5)
-    with torch.no_grad():  # fused
+    with torch.no_grad():
         close(layer(x, context(x)), expected, 1e-5)
     towards, wanted = torch.randn_like(given), [x, *layer.parameters()]
     close(*(torch.autograd.grad(y, wanted, towards) for y in (given, expected)), 1e-5)
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["grouped", "fused"])
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("grad", [True, False], ids=["with gradient", "without"])
 def test_experts_without_tokens(grad: bool) -> None:
     layer, x = awake(CONFIG), torch.randn(2, 5, DIM)
     layer.bias.copy_(torch.tensor([0, 100.0, 0, 0, 100.0, 0]))
@@ -60,7 +72,8 @@ def test_experts_without_tokens(grad: bool) -> None:
         assert (layer.down.grad[[1, 4]].abs().amax((1, 2)) > 0).all()
 
 
-@pytest.mark.parametrize("grad", [True, False], ids=["grouped", "fused"])
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("grad", [True, False], ids=["with gradient", "without"])
 def test_half_precision(grad: bool) -> None:
     layer, x = awake(CONFIG).bfloat16(), torch.randn(2, 50, DIM).bfloat16()
     with torch.set_grad_enabled(grad):
