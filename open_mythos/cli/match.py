@@ -50,10 +50,9 @@ def read(name: str) -> "Model":
 
     path = Path(name)
     if path.is_dir():
-        from open_mythos.hub.load import read_config, recognise
+        from open_mythos.hub.load import described
 
-        config = read_config(path)
-        return recognise(config).to_model(config)
+        return described(path)
     return Model.load(path) if path.suffix == ".json" else preset(name)
 
 

@@ -85,7 +85,7 @@ def device_named(name: str | None) -> str:
 
 
 def _in_file(path: Path) -> "Model":
-    from open_mythos.hub.load import read_config, recognise
+    from open_mythos.hub.load import described
     from open_mythos.model import Model
     from open_mythos.train.recipe import Recipe
 
@@ -96,8 +96,7 @@ def _in_file(path: Path) -> "Model":
         return Recipe.load(path).model
     if kind == "Model" or path.name != "config.json":
         return Model.load(path)
-    config = read_config(path.parent)
-    return recognise(config).to_model(config)
+    return described(path.parent)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -80,6 +80,12 @@ def recognise(config: dict[str, Any]) -> Family:
     raise ValueError(f"config.json is of no family known here ({known}); it says {signs or 'nothing of it'}")
 
 
+def described(folder: Path) -> Model:
+    """The model that a checkpoint's config.json describes. Raises `ValueError` where it describes none."""
+    config = read_config(folder)
+    return recognise(config).to_model(config)
+
+
 def _model(family: Family, config: dict[str, Any]) -> Model:
     try:
         return family.to_model(config)
