@@ -14,15 +14,20 @@ from torch import Tensor
 
 WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
 SHARD = 5_000_000_000  # bytes
+WANTED = "as torch.save(model.state_dict(), path) would write"
 
 
 class Weights:
-    """The tensors of a folder by name. Raises `ValueError` if there are none, or a shard is missing."""
+    """The tensors of a folder, or of one file, by name.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Raises `ValueError` if there are none, a shard is missing, or a file holds anything but named tensors.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, alone = path, path.is_file()
+        self.folder = path.parent if alone else path
         self._files: dict[str, Any] = {}
-        self._home = _where(folder, self._open)
+        self._home = _where_whole(path.name, self._open) if alone else _where(path, self._open)
 
     @property
     def names(self) -> list[str]:
@@ -92,11 +97,15 @@ def _where(folder: Path, open_: Any) -> dict[str, str]:
     """Which file each tensor is in."""
     for whole in WHOLE:
         if (folder / whole).is_file():
-            return dict.fromkeys(open_(whole).keys(), whole)
+            return _where_whole(whole, open_)
         index = folder / f"{whole}.index.json"
         if index.is_file():
             return _indexed(index)
     raise ValueError(f"{folder} holds no weights: none of {', '.join(WHOLE)}, nor an index of shards")
+
+
+def _where_whole(file: str, open_: Any) -> dict[str, str]:
+    return dict.fromkeys(open_(file).keys(), file)
 
 
 def _indexed(index: Path) -> dict[str, str]:
@@ -120,6 +129,13 @@ def _open(path: Path) -> Any:
         except SafetensorError as error:
             raise ValueError(f"{path} is not a safetensors file: {error}") from error
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever a broken or hostile pickle brings up
-        raise ValueError(f"{path} cannot be read as plain tensors: {error}") from error
+        raise ValueError(f"{path} cannot be read as plain tensors, {WANTED}: {error}") from error
+    if not isinstance(held, dict):
+        raise ValueError(f"{path} holds a {type(held).__name__}, not named tensors, {WANTED}")
+    for name, value in held.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            kind = type(value).__name__
+            raise ValueError(f"{path} holds more than named tensors, {WANTED}: {name!r} is a {kind}")
+    return held

@@ -82,6 +82,29 @@ def test_code_in_a_pickle_is_refused(saved: Path) -> None:
         from_pretrained(saved)
 
 
+@pytest.mark.parametrize(
+    ("held", "complaint"),
+    [
+        ([torch.zeros(2)], "holds a list, not named tensors"),
+        ({"model": {"a": torch.zeros(2)}, "epoch": 3}, "'model' is a dict"),
+        ({"a": torch.zeros(2), 3: torch.zeros(2)}, "3 is a Tensor"),
+    ],
+)
+def test_a_file_of_more_than_named_tensors_is_refused(held: object, complaint: str, tmp_path: Path) -> None:
+    torch.save(held, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match=complaint) as told:
+        weights.Weights(tmp_path)
+    assert "torch.save(model.state_dict(), path)" in str(told.value)
+
+
+def test_one_file_is_read_by_its_own_name(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    torch.save(tensors, saved / "any.pt")
+    for found in weights.Weights(saved / "any.pt"), weights.Weights(saved / "model.safetensors"):
+        assert set(found.names) == set(tensors)
+        assert torch.equal(found.read("transformer.adapter.weight"), tensors["transformer.adapter.weight"])
+
+
 def test_type_and_place(saved: Path) -> None:
     lm = from_pretrained(saved, dtype=torch.bfloat16)
     assert {p.dtype for p in lm.parameters()} == {torch.bfloat16}
