@@ -111,10 +111,7 @@ def materialise(model: Model, device: str | torch.device, dtype: torch.dtype) ->
     """The model with storage whose contents are still anything."""
     with torch.device("meta"):
         lm = model.build()
-    lm = lm.to(dtype).to_empty(device=device)
-    if model.tied:
-        lm.head.weight = lm.embed.weight
-    return lm
+    return lm.to(dtype).to_empty(device=device)
 
 
 def _tensors(lm: LoopedLM, family: Family, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
