@@ -48,8 +48,12 @@ def trained(folder: Path, step: int | None = None) -> "tuple[LoopedLM, Tokenizer
     if (folder / "checkpoints").is_dir():
         return load_run(folder, step)
     from open_mythos.hub.load import from_pretrained
+    from open_mythos.model import LoopedLM
 
-    return from_pretrained(folder).eval(), load_folder(folder)
+    lm = from_pretrained(folder)
+    if not isinstance(lm, LoopedLM):
+        raise ValueError(f"{folder} holds a classifier of whole sequences; give a language model")
+    return lm, load_folder(folder)
 
 
 def choice(union: Any, text: str) -> "Config":

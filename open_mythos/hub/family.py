@@ -5,36 +5,37 @@ A family is a module with the members of `Family`. Write one beside `parcae.py`,
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from torch import Tensor
 
+from open_mythos.config import Config
 from open_mythos.hub.links import Link
-from open_mythos.model import Model
 
 Settings = Mapping[str, Any]  # a config.json
+M = TypeVar("M", bound=Config)  # Model, or what a classifier is built of
 
 
 @runtime_checkable
-class Family(Protocol):
+class Family(Protocol[M]):
     NAME: str
 
     def recognise(self, config: Settings) -> bool:
         """Whether a checkpoint with this config.json is one of ours."""
 
-    def to_model(self, config: Settings) -> Model:
+    def to_model(self, config: Settings) -> M:
         """The same model in our terms. Raises `ValueError` for a setting that we cannot honour."""
 
-    def to_config(self, model: Model) -> dict[str, Any]:
+    def to_config(self, model: M) -> dict[str, Any]:
         """A config.json from which their code builds `model`. Raises `ValueError` if it cannot."""
 
-    def links(self, model: Model) -> Sequence[Link]:
+    def links(self, model: M) -> Sequence[Link]:
         """Their names for the parameters of `model`."""
 
     def spare(self, config: Settings) -> dict[str, tuple[int, ...]]:
         """Tensors, with their shapes, that their files may hold and that change nothing."""
 
-    def constants(self, model: Model) -> dict[str, Tensor]:
+    def constants(self, model: M) -> dict[str, Tensor]:
         """Those of the spare ones that their code reads and that are not zero."""
 
 
@@ -47,7 +48,7 @@ def need(config: Settings, name: str, *known: Any, family: str) -> Any:
     return value
 
 
-def fail_unless_same(want: Model, got: Model, family: str) -> None:
+def fail_unless_same(want: Config, got: Config, family: str) -> None:
     """Raise `ValueError`, naming the first difference that matters, unless their code would run `want`."""
     difference = _difference(want.to_dict(), got.to_dict(), "model")
     if difference:

@@ -8,7 +8,7 @@ The model is made without storage and filled tensor by tensor, so it is never he
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,23 @@ from torch import Tensor
 
 from open_mythos.data.network import require_hub
 from open_mythos.hub import huginn, llama, olmo, ouro, own, parcae
-from open_mythos.hub.family import Family
-from open_mythos.hub.links import check_names, draw_off, pour
+from open_mythos.hub.family import Family, Settings
+from open_mythos.hub.links import Link, check_names, draw_off, pour
 from open_mythos.hub.weights import Weights, write
 from open_mythos.model import LoopedLM, Model
+from open_mythos.presets.chen import ChenClassifier, Classifier
 
-FAMILIES: tuple[Family, ...] = (own, parcae, huginn, ouro, llama, olmo)
+FAMILIES: tuple[Family[Any], ...] = (own, parcae, huginn, ouro, llama, olmo)
 EMBEDDING = "embed.weight"
+Pretrained = LoopedLM | ChenClassifier
 
 
 def from_pretrained(
-    name: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
-) -> LoopedLM:
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+) -> Pretrained:
     """The model in a local folder, or on the Hugging Face Hub under this name, ready to be run.
 
     Its weights keep the type they are stored in unless `dtype` names another.
@@ -40,20 +45,20 @@ def from_pretrained(
     family = recognise(config)
     model = _model(family, config)
     links, weights = family.links(model), Weights(folder)
-    embedding = next(x.theirs[0] for x in links if EMBEDDING in x.ours)
+    embedding = _embedding(links)
     stand_in = _stand_in(model, weights, embedding)
     check_names(links, [*weights.names, *stand_in], family.spare(config))
-    lm = materialise(model, device, dtype or weights.read(stand_in.get(embedding, embedding)).dtype)
-    pour(links, lambda theirs: weights.read(stand_in.get(theirs, theirs)), lm.state_dict())
-    return lm.eval()
+    made = materialise(model, device, dtype or weights.read(stand_in.get(embedding, embedding)).dtype)
+    pour(links, lambda theirs: weights.read(stand_in.get(theirs, theirs)), made.state_dict())
+    return made.eval()
 
 
-def save_pretrained(lm: LoopedLM, folder: str | Path) -> None:
+def save_pretrained(lm: Pretrained, folder: str | Path) -> None:
     """Write `config.json` and `model.safetensors` in our own format; `from_pretrained` reads them back."""
     export(lm, folder, own.NAME)
 
 
-def export(lm: LoopedLM, folder: str | Path, family: str, *, torch_file: bool = False) -> None:
+def export(lm: Pretrained, folder: str | Path, family: str, *, torch_file: bool = False) -> None:
     """Write the model as the named family's own code saves it, so that it loads there.
 
     `torch_file` adds the weights in PyTorch's own format, the only one that Parcae's loader looks for.
@@ -62,6 +67,8 @@ def export(lm: LoopedLM, folder: str | Path, family: str, *, torch_file: bool = 
     chosen = next((f for f in FAMILIES if family == f.NAME), None)
     if chosen is None:
         raise ValueError(f"there is no family {family!r}; there are {', '.join(f.NAME for f in FAMILIES)}")
+    if chosen is not own and not isinstance(lm, LoopedLM):
+        raise ValueError(f"{family}'s code cannot run a {type(lm).__name__}, only language models")
     config, folder = chosen.to_config(lm.config), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -70,7 +77,7 @@ def export(lm: LoopedLM, folder: str | Path, family: str, *, torch_file: bool = 
         torch.save(dict(_tensors(lm, chosen, config)), folder / "pytorch_model.bin")
 
 
-def recognise(config: dict[str, Any]) -> Family:
+def recognise(config: Settings) -> Family[Any]:
     """The family of a checkpoint by its config.json. Raises `ValueError` if nobody knows it."""
     for family in FAMILIES:
         if family.recognise(config):
@@ -81,12 +88,16 @@ def recognise(config: dict[str, Any]) -> Family:
 
 
 def described(folder: Path) -> Model:
-    """The model that a checkpoint's config.json describes. Raises `ValueError` where it describes none."""
+    """The model that a checkpoint's config.json describes; of a classifier what it reads.
+
+    Raises `ValueError` where it describes none.
+    """
     config = read_config(folder)
-    return recognise(config).to_model(config)
+    model = _model(recognise(config), config)
+    return model if isinstance(model, Model) else model.core
 
 
-def _model(family: Family, config: dict[str, Any]) -> Model:
+def _model(family: Family[Any], config: Settings) -> Model | Classifier:
     try:
         return family.to_model(config)
     except KeyError as error:
@@ -107,27 +118,35 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def materialise(model: Model, device: str | torch.device, dtype: torch.dtype) -> LoopedLM:
+def materialise(model: Model | Classifier, device: str | torch.device, dtype: torch.dtype) -> Pretrained:
     """The model with storage whose contents are still anything."""
     with torch.device("meta"):
-        lm = model.build()
-    return lm.to(dtype).to_empty(device=device)
+        made = model.build()
+    return made.to(dtype).to_empty(device=device)
 
 
-def _tensors(lm: LoopedLM, family: Family, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(lm: Pretrained, family: Family[Any], config: Settings) -> Iterator[tuple[str, Tensor]]:
     ours, constants = lm.state_dict(), family.constants(lm.config)
     for x in family.links(lm.config):
         yield from draw_off(x, ours).items()
     for name, shape in family.spare(config).items():
-        tied_head = name == "lm_head.weight"
-        filler = ours[EMBEDDING].clone() if tied_head else torch.zeros(shape, dtype=ours[EMBEDDING].dtype)
-        yield name, constants.get(name, filler)
+        yield name, constants[name] if name in constants else _filler(name, shape, ours[EMBEDDING])
 
 
-def _stand_in(model: Model, weights: Weights, embedding: str) -> dict[str, str]:
+def _filler(name: str, shape: tuple[int, ...], embedding: Tensor) -> Tensor:
+    tied_head = name == "lm_head.weight"
+    return embedding.clone() if tied_head else torch.zeros(shape, dtype=embedding.dtype)
+
+
+def _embedding(links: Sequence[Link]) -> str:
+    """Their name for the table of tokens."""
+    return next(x.theirs[0] for x in links if {EMBEDDING, f"core.{EMBEDDING}"} & {*x.ours})
+
+
+def _stand_in(model: Model | Classifier, weights: Weights, embedding: str) -> dict[str, str]:
     """Of two tied tensors a file may hold either."""
-    head = "lm_head.weight"
-    return {embedding: head} if model.tied and embedding not in weights and head in weights else {}
+    head, tied = "lm_head.weight", isinstance(model, Model) and model.tied
+    return {embedding: head} if tied and embedding not in weights and head in weights else {}
 
 
 def _folder(name: str | Path) -> Path:

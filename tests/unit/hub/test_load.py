@@ -10,17 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from open_mythos.cli.named import trained
 from open_mythos.hub import load, parcae, weights
-from open_mythos.hub.load import export, from_pretrained, save_pretrained
+from open_mythos.hub.load import Pretrained, described, export, from_pretrained, save_pretrained
 from open_mythos.loop.schedule import Fixed, LogNormalPoisson, Poisson
 from open_mythos.model import LoopedLM
+from open_mythos.presets.chen import CLASSIFIERS
 from open_mythos.presets.huginn import Size, assemble
 from tests.tiny import MODELS
 
 TOKENS = torch.arange(12).view(2, 6)
 
 
-def same(a: LoopedLM, b: LoopedLM) -> None:
+def same(a: Pretrained, b: Pretrained) -> None:
     assert a.config == b.config
     assert a.state_dict().keys() == b.state_dict().keys()
     for name, tensor in a.state_dict().items():
@@ -48,6 +50,23 @@ def test_every_model_survives_our_format(name: str, tmp_path: Path) -> None:
     if lm.config.tied:
         assert again.head.weight is again.embed.weight
         assert "head.weight" not in load_file(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["chen-graph", "chen-logic"])
+def test_a_classifier_survives_our_format(name: str, tmp_path: Path) -> None:
+    model = CLASSIFIERS[name].build().eval()
+    save_pretrained(model, tmp_path)
+    again = from_pretrained(tmp_path)
+    pair = {"pair": torch.tensor([[0, 3], [5, 1]])} if name == "chen-graph" else {}
+    same(model, again)
+    assert torch.equal(model(TOKENS % 9, 2, **pair), again(TOKENS % 9, 2, **pair))
+    assert again.core.head.weight is again.core.embed.weight
+    assert "core.head.weight" not in load_file(tmp_path / "model.safetensors")
+    assert described(tmp_path) == model.config.core
+    with pytest.raises(ValueError, match="holds a classifier"):
+        trained(tmp_path)
+    with pytest.raises(ValueError, match="llama's code cannot run a ChenClassifier"):
+        export(model, tmp_path, "llama")
 
 
 def test_shards(tmp_path: Path) -> None:
