@@ -1,6 +1,7 @@
 """Models from the Hub or a folder, and back.
 
     lm = from_pretrained("SandyResearch/parcae-370m")     or a folder; the family is read off config.json
+    classifier = from_pretrained("logic_model.pt", settings={"n_thinking_steps": 10})     or a file of Chen's
     save_pretrained(lm, "mine")                           in our own format
     export(lm, "theirs", "parcae")                        in the format of the family's own code
 
@@ -16,14 +17,14 @@ import torch
 from torch import Tensor
 
 from open_mythos.data.network import require_hub
-from open_mythos.hub import huginn, llama, olmo, ouro, own, parcae
+from open_mythos.hub import chen, huginn, llama, olmo, ouro, own, parcae
 from open_mythos.hub.family import Family, Settings
 from open_mythos.hub.links import Link, check_names, draw_off, pour
 from open_mythos.hub.weights import Weights, write
 from open_mythos.model import LoopedLM, Model
 from open_mythos.presets.chen import ChenClassifier, Classifier
 
-FAMILIES: tuple[Family[Any], ...] = (own, parcae, huginn, ouro, llama, olmo)
+FAMILIES: tuple[Family[Any], ...] = (own, parcae, huginn, ouro, llama, olmo, chen)
 EMBEDDING = "embed.weight"
 Pretrained = LoopedLM | ChenClassifier
 
@@ -33,18 +34,23 @@ def from_pretrained(
     *,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
+    settings: Settings | None = None,
 ) -> Pretrained:
-    """The model in a local folder, or on the Hugging Face Hub under this name, ready to be run.
+    """The model in a local folder or file, or on the Hugging Face Hub under this name, ready to be run.
 
-    Its weights keep the type they are stored in unless `dtype` names another.
+    Chen's models are classifiers, all others a `LoopedLM`, and only Chen's can be read from a file alone
+    (hub/chen.py). The weights keep the type they are stored in unless `dtype` names another. `settings` take
+    the place of those in config.json, or say what a file does not tell.
     Raises `ValueError` if the name cannot be found, the family is unknown, the family's code does something
     that we do not, or tensors are missing, unknown or of another size.
     """
-    folder = _folder(name)
-    config = read_config(folder)
+    path = _path(name)
+    told = {**_said(path), **(settings or {})}
+    weights = Weights(path)
+    config = chen.describe(weights, told) if path.is_file() else told
     family = recognise(config)
     model = _model(family, config)
-    links, weights = family.links(model), Weights(folder)
+    links = family.links(model)
     embedding = _embedding(links)
     stand_in = _stand_in(model, weights, embedding)
     check_names(links, [*weights.names, *stand_in], family.spare(config))
@@ -61,14 +67,16 @@ def save_pretrained(lm: Pretrained, folder: str | Path) -> None:
 def export(lm: Pretrained, folder: str | Path, family: str, *, torch_file: bool = False) -> None:
     """Write the model as the named family's own code saves it, so that it loads there.
 
-    `torch_file` adds the weights in PyTorch's own format, the only one that Parcae's loader looks for.
+    `torch_file` adds the weights in PyTorch's own format, the only one that Parcae's and Chen's code read.
     Raises `ValueError` if the family is unknown or its code could not run this model.
     """
     chosen = next((f for f in FAMILIES if family == f.NAME), None)
     if chosen is None:
         raise ValueError(f"there is no family {family!r}; there are {', '.join(f.NAME for f in FAMILIES)}")
-    if chosen is not own and not isinstance(lm, LoopedLM):
-        raise ValueError(f"{family}'s code cannot run a {type(lm).__name__}, only language models")
+    if chosen is not own and (chosen is chen) != isinstance(lm, ChenClassifier):
+        raise ValueError(
+            f"{family}'s code cannot run a {type(lm).__name__}: only Chen's models are classifiers"
+        )
     config, folder = chosen.to_config(lm.config), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -110,7 +118,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds no config.json, so it is not a checkpoint") from None
+        raise ValueError(
+            f"{folder} holds no config.json, so it is not a checkpoint; of Chen's models name the .pt itself"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -149,13 +159,19 @@ def _stand_in(model: Model | Classifier, weights: Weights, embedding: str) -> di
     return {embedding: head} if tied and embedding not in weights and head in weights else {}
 
 
-def _folder(name: str | Path) -> Path:
+def _path(name: str | Path) -> Path:
     path = Path(name).expanduser()
-    if path.is_dir():
+    if path.exists():
         return path
     if isinstance(name, Path) or str(name).count("/") != 1 or str(name).startswith((".", "/", "~")):
-        raise ValueError(f"there is no folder {name}, and it is not of the form owner/name of the Hub")
+        raise ValueError(f"there is no folder {name}, no file, nor is it of the form owner/name of the Hub")
     return _download(str(name))
+
+
+def _said(path: Path) -> dict[str, Any]:
+    """The config.json of a folder, or beside a file, where it may be absent."""
+    folder = path if path.is_dir() else path.parent
+    return read_config(folder) if path.is_dir() or (folder / "config.json").exists() else {}
 
 
 def _download(name: str) -> Path:

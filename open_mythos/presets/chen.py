@@ -9,17 +9,17 @@ One bidirectional block, whose input is seen only once and whose state moves slo
     h_{n+1}  =  z c + (1 - z) h_n,   z = sigmoid(W [c ; h_n] + b)    b = -2: 88 % of the state stays at first
     answer   =  MLP(norm(h of the first token)), or of source and target for graphs
 
-Exact about the block (GELU on sequences, the library layer's ReLU on graphs), gate, depth table, head and
-sizes, and about the author's baseline with ACT in the gate's place, on graphs of 172,674 parameters. On
-graphs a node attends along its edges and to itself only (`edges`), so one step is one hop. The objective is
-silent: the loss looks at the last step alone (alpha 0 of `supervise`). Attention begins at PyTorch's values
-for linear maps; the graph model's library layer would begin with biases of zero, and with queries, keys and
-values 1.22 times as wide.
+Exact about the block (GELU on sequences, the library layer's ReLU on graphs), gate, depth table, head, sizes
+and checkpoint (hub/chen.py), and about the author's baselines with ACT in the gate's place, on graphs of
+172,674 parameters. On graphs a node attends along its edges and to itself only (`edges`), so one step is one
+hop. The objective is silent: the loss looks at the last step alone (alpha 0 of `supervise`). Attention begins
+at PyTorch's values for linear maps; the graph model's library layer would begin with biases of zero, and with
+queries, keys and values 1.22 times as wide.
 
     name         dim  heads  ffn   vocab  depth table  trained at   roles
     chen-graph   128  4      256   27     20           5..8 steps   source, target
     chen-logic   256  8      1024  9      28           4..16
-    chen-family  256  8      1024  80     20           1..12        (its vocabulary is ours: see data/)
+    chen-family  256  8      1024  80     20           1..12        (our puzzle's words; his task has 54)
 """
 
 from dataclasses import replace
