@@ -2,7 +2,7 @@
 
     loss_curve           training and held-out loss against tokens, with baselines
     loss_against_loops   held-out loss against the depth at test time, the trained depth marked
-    loop_motion          relative step |h_{n+1} - h_n| / |h_n| and norm |h_n| of the state, per loop
+    loop_motion          relative step |h_n - h_{n-1}| / |h_n| and norm |h_n| of the state, per loop
     expert_load          load of each expert in each loop, 1 where the balance is perfect
     vital_signs          small charts of what training reports (gradient norm, depth drawn, ...)
 
@@ -153,7 +153,7 @@ def loop_motion(
     figure, (left, right) = _canvas(columns=2, size=(8.4, 3.2))
     _per_loop(left, relative_step, COLOURS[0], trained_loops)
     _plain_log(left)
-    left.set(xlabel="loop", ylabel="relative step $|h_{n+1} - h_n| / |h_n|$")
+    left.set(xlabel="loop", ylabel="relative step $|h_n - h_{n-1}| / |h_n|$")
     _per_loop(right, state_norm, COLOURS[1], trained_loops)
     right.set(xlabel="loop", ylabel="state norm $|h_n|$")
     right.set_ylim(0, 1.1 * np.nanmax(state_norm, initial=1e-9))
