@@ -10,7 +10,8 @@ caller hands it in, so the same call gives the same answer on every rank, on rec
     LogNormalPoisson   T ~ Poisson(exp(tau)) + 1, tau ~ N(ln mean - sigma^2 / 2, sigma^2)
                        Huginn (arXiv 2502.05171)
     Ramp               another schedule whose depth grows to its own over the first part of training,
-                       linearly or as 1 - sqrt(1 - p)   Parcae; McLeish et al. 2025 (arXiv 2511.07384)
+                       linearly or as 1 - sqrt(1 - p)   Parcae; McLeish et al. 2025 (arXiv 2511.07384),
+                       who draw anew from the mean so far, rounded up, with at most so many steps of gradient
 
 `per` says whether every sequence draws for itself or the batch draws once.
 """
@@ -156,21 +157,31 @@ class Ramp(Config):
     until: float = 0.5  # share of training after which the depth is the schedule's own
     start: float = 1.0  # mean depth at the beginning
     shape: Literal["linear", "sqrt"] = "linear"
+    redrawn: bool = False  # from the mean so far; otherwise the schedule's own draw is shortened
 
     def __post_init__(self) -> None:
         if not 0 < self.until <= 1:
             raise ValueError(f"the ramp ends at a share of training in (0, 1], got {self.until}")
+        if self.redrawn and not isinstance(self.of, (Poisson, LogNormalPoisson)):
+            raise ValueError(
+                f"only Poisson and LogNormalPoisson can be drawn from another mean, not {self.of}; "
+                "leave redrawn off"
+            )
 
     @property
     def mean_steps(self) -> int:
         return self.of.mean_steps
 
     def draw(self, rng: Generator, batch: int, progress: float = 1.0) -> Plan:
-        plan = self.of.draw(rng, batch)
         p = min(progress / self.until, 1.0)
         rise = p if self.shape == "linear" else 1 - math.sqrt(1 - p)
-        share = (self.start + rise * (self.mean_steps - self.start)) / self.mean_steps
-        steps = tuple(max(1, round(share * s)) for s in _each(plan.steps, batch))
+        mean = self.start + rise * (self.mean_steps - self.start)
+        if self.redrawn and isinstance(self.of, (Poisson, LogNormalPoisson)):
+            whole = max(1, math.ceil(mean))
+            grad = None if self.of.grad is None else min(self.of.grad, whole)
+            return self.of.replace(mean=float(whole), grad=grad).draw(rng, batch)
+        plan = self.of.draw(rng, batch)
+        steps = tuple(max(1, round(mean / self.mean_steps * s)) for s in _each(plan.steps, batch))
         return Plan(steps[0] if isinstance(plan.steps, int) else steps, self.of.grad)
 
 

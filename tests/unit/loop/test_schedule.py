@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Generator
 
-from open_mythos.loop.schedule import Fixed, LogNormalPoisson, Plan, Poisson, Ramp, Schedule, Uniform
+from open_mythos.loop.schedule import Fixed, LogNormalPoisson, Plan, Poisson, Ramp, Schedule, Uniform, seeded
 from tests.zoo import LOOPED, every
 
 MANY = 20_000
@@ -86,6 +86,18 @@ def test_ramp_scales_every_sequence() -> None:
     assert torch.equal(half, (0.5 * whole).round().clamp_min(1)) or (half - whole / 2).abs().max() <= 0.5
 
 
+def test_a_redrawn_ramp_draws_from_the_mean_so_far() -> None:
+    """As the code of retrofitted recurrence does, from a generator seeded by the micro-batch."""
+    ramp = Ramp(of=LogNormalPoisson(mean=32.0, grad=8), until=0.5, start=0.0, shape="sqrt", redrawn=True)
+    for progress, mean, grad in ((0.0, 1, 1), (0.1, 4, 4), (0.4, 18, 8), (0.5, 32, 8), (1.0, 32, 8)):
+        for step in range(20):
+            rng = Generator().manual_seed(514229 + step)
+            rate = torch.zeros(1).log_normal_(math.log(mean) - 0.125, 0.5, generator=rng)
+            steps = int(torch.poisson(rate, generator=rng)) + 1
+            assert ramp.draw(seeded(step), 3, progress) == Plan(steps, grad)
+    assert Ramp(of=Poisson(mean=4.0), redrawn=True).draw(seeded(0), 1).grad is None
+
+
 def test_plan_splits() -> None:
     assert Plan(5).split(2) == ((0, 0), (5, 5))
     assert Plan(5, 2).split(2) == ((3, 3), (2, 2))
@@ -104,6 +116,7 @@ def test_plan_splits() -> None:
         (lambda: Poisson(mean=0.5), "at least one step, got 0.5"),
         (lambda: LogNormalPoisson(mean=0), "at least one step"),
         (lambda: Ramp(of=Fixed(steps=2), until=0.0), r"share of training in \(0, 1\], got 0.0"),
+        (lambda: Ramp(of=Fixed(steps=2), redrawn=True), "only Poisson and LogNormalPoisson"),
     ],
 )
 def test_impossible_schedules(build: Any, says: str) -> None:
