@@ -31,6 +31,7 @@ from open_mythos.presets.retrofit import Cut
 from open_mythos.presets.retrofit import retrofit as cut_config
 
 Sharing = Literal["stepwise", "average", "lower"]
+Adapter = Literal["through", "drawn"]
 Weights = dict[str, Tensor]  # of one layer
 BEHIND = {"mixer_norm.weight": ("mixer.q", "mixer.k", "mixer.v"), "ffn_norm.weight": ("ffn.gate_up",)}
 
@@ -61,9 +62,13 @@ def relax(lm: LoopedLM, loops: int, rank: int | None, sharing: Sharing | None = 
 
 
 @torch.no_grad()
-def retrofit(lm: LoopedLM, cut: Cut) -> LoopedLM:
-    """`lm` with its core made a loop, and an adapter that passes the input on without listening to the state:
-    at first every depth gives the logits of the kept layers; to listen is what training adds."""
+def retrofit(lm: LoopedLM, cut: Cut, adapter: Adapter = "through") -> LoopedLM:
+    """`lm` with its core made a loop, and a head of its own.
+
+    An adapter `through` passes the input on without listening to the state: at first every depth gives the
+    logits of the kept layers, and to listen is what training adds. `drawn` is the paper's: uniform up to
+    1 / sqrt(2 D), so that training first has to repair the model.
+    """
     config = cut_config(lm.config, cut)
     made = _outside(lm, config)
     assert made.loop is not None
@@ -71,9 +76,12 @@ def retrofit(lm: LoopedLM, cut: Cut) -> LoopedLM:
     for stage, source in zip(stages, cut.layers(len(lm.prelude)), strict=True):
         for layer, i in zip(stage, source, strict=True):
             layer.load_state_dict(lm.prelude[i].state_dict())
-    adapter = made.loop.inject
-    assert isinstance(adapter, ConcatInjection)
-    adapter.mix.weight.copy_(torch.eye(config.dim, 2 * config.dim).roll(config.dim, 1))
+    inject = made.loop.inject
+    assert isinstance(inject, ConcatInjection)
+    if adapter == "drawn":
+        inject.mix.weight.uniform_(-1, 1).mul_((2 * config.dim) ** -0.5)
+    else:
+        inject.mix.weight.copy_(torch.eye(config.dim, 2 * config.dim).roll(config.dim, 1))
     return made
 
 

@@ -82,7 +82,7 @@ class NormedAddInjection(nn.Module):
 
 @final
 class ConcatInjection(nn.Module):
-    """Begins as a truncated normal of std sqrt(2 / (5 D)), in every model that was published with it."""
+    """Begins as a truncated normal of std sqrt(2 / (5 D)), in Huginn and in Parcae."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()

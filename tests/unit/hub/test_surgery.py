@@ -115,6 +115,23 @@ def test_one_step_of_the_retrofit_is_the_model_of_the_kept_layers() -> None:
     assert listens.abs().max() > 0.01
 
 
+def test_the_papers_adapter_is_drawn_uniformly_and_the_head_is_a_copy() -> None:
+    lm = plain(tied=True)
+    looped = retrofit(lm, Cut(prelude=1, core=2, coda=1), adapter="drawn")
+    weight, bound = looped.loop.inject.mix.weight, 32**-0.5  # type: ignore[union-attr]
+    assert 0.95 * bound < weight.abs().max() <= bound
+    assert abs(weight.std() - bound / 3**0.5) < 0.1 * bound
+    assert torch.equal(looped.head.weight, lm.embed.weight)
+    assert looped.head.weight is not looped.embed.weight
+
+
+def test_a_retrofit_starts_where_huginn_does_whatever_its_width() -> None:
+    looped = retrofit(plain(), Cut(prelude=1, core=2, coda=1))
+    start = looped.loop.start(torch.zeros(9, 60, 16), torch.Generator().manual_seed(0))  # type: ignore[union-attr]
+    assert abs(start.std() / 0.008703882797784892 - 1) < 0.03  # the truncation takes 1.3 %
+    assert start.abs().max() <= 3 * 0.0087039
+
+
 def test_the_depth_grows_with_training() -> None:
     schedule = retrofit(plain(), Cut(prelude=1, core=2, coda=1, until=0.5)).config.loop.schedule  # type: ignore[union-attr]
     rng = torch.Generator().manual_seed(0)

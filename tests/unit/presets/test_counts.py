@@ -27,6 +27,10 @@ PUBLISHED = {
     "qwen3-0.6b": 596_049_920,
     "olmo-1b": 1_176_764_416,
     "olmo2-1b": 1_484_916_736,
+    "retrofit-tinyllama-1.1b": 844_171_264,
+    "retrofit-llama-3.2-1b": 1_385_228_288,
+    "retrofit-llama-3.2-1b-shallow": 1_020_299_264,
+    "retrofit-olmo2-1b": 1_359_071_232,
 }
 
 
