@@ -17,6 +17,7 @@ from open_mythos.presets import (
     parcae,
     recursions,
     relaxed,
+    retrofit,
     saunshi,
     universal,
 )
@@ -96,6 +97,9 @@ MODELS = {
         dreamer.Size(vocab=VOCAB, dim=DIM, heads=4, steps=3, experts=8, chosen=2, width=16)
     ),
     "relaxed": relaxed.relaxed(baseline.llama(_LLAMA.replace(layers=6)), loops=3, rank=2),
+    "retrofit": retrofit.retrofit(
+        baseline.llama(_LLAMA.replace(layers=5)), retrofit.Cut(prelude=1, core=2, coda=1, mean=3.0, grad=2)
+    ),
     "olmo2": olmo.olmo2(_LLAMA),
     "fixed-depth": baseline.llama(_LLAMA.replace(layers=2, bias=True, head_norm=True)),
 }

@@ -1,7 +1,7 @@
 """The state dicts that the code of Chen 2026 saves (arXiv 2603.21676): `graph_model.pt`, `logic_model.pt` and
 `family_model.pt` of its repository, those of its sweeps, and those of its baselines with ACT.
 
-Such a file holds tensors and no settings, so `describe` reads the model off their names and shapes:
+Such a file holds tensors and no settings, so `completed` reads the model off their names and shapes:
 
     thinking_block.*           the gated model
     halt.*, io.*               the baseline with ACT, whose input and output are apart
@@ -71,8 +71,8 @@ def recognise(config: Settings) -> bool:
     return config.get("model_type") == NAME
 
 
-def describe(weights: Weights, told: Settings) -> dict[str, Any]:
-    """The config.json of a file without one: what its tensors say, and what was told beyond that.
+def completed(told: Settings, weights: Weights) -> Settings:
+    """What the tensors say, and what was told beyond that.
 
     Raises `ValueError` for another family's file, for what has to be told and was not, and for what was told
     that is unknown or against the tensors.

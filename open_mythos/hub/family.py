@@ -11,6 +11,7 @@ from torch import Tensor
 
 from open_mythos.config import Config
 from open_mythos.hub.links import Link
+from open_mythos.hub.weights import Weights
 
 Settings = Mapping[str, Any]  # a config.json
 M = TypeVar("M", bound=Config)  # Model, or what a classifier is built of
@@ -37,6 +38,15 @@ class Family(Protocol[M]):
 
     def constants(self, model: M) -> dict[str, Tensor]:
         """Those of the spare ones that their code reads and that are not zero."""
+
+
+@runtime_checkable
+class Undecided(Family[M], Protocol[M]):
+    """A family whose config.json leaves something open, or is not there, and whose tensors tell."""
+
+    def completed(self, config: Settings, weights: Weights) -> Settings:
+        """The config.json and what it leaves open. Raises `ValueError` for tensors of no known model, and
+        for what they do not tell."""
 
 
 def need(config: Settings, name: str, *known: Any, family: str) -> Any:

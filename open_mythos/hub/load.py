@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from open_mythos.data.network import require_hub
-from open_mythos.hub import chen, huginn, llama, olmo, ouro, own, parcae
-from open_mythos.hub.family import Family, Settings
+from open_mythos.hub import chen, huginn, llama, olmo, ouro, own, parcae, retrofit
+from open_mythos.hub.family import Family, Settings, Undecided
 from open_mythos.hub.links import Link, check_names, draw_off, pour
 from open_mythos.hub.weights import Weights, write
 from open_mythos.model import LoopedLM, Model
 from open_mythos.presets.chen import ChenClassifier, Classifier
 
-FAMILIES: tuple[Family[Any], ...] = (own, parcae, huginn, ouro, llama, olmo, chen)
+FAMILIES: tuple[Family[Any], ...] = (own, parcae, retrofit, huginn, ouro, llama, olmo, chen)
 EMBEDDING = "embed.weight"
 Pretrained = LoopedLM | ChenClassifier
 
@@ -38,19 +38,15 @@ def from_pretrained(
 ) -> Pretrained:
     """The model in a local folder or file, or on the Hugging Face Hub under this name, ready to be run.
 
-    Chen's models are classifiers, all others a `LoopedLM`, and only Chen's can be read from a file alone
-    (hub/chen.py). The weights keep the type they are stored in unless `dtype` names another. `settings` take
-    the place of those in config.json, or say what a file does not tell.
+    Chen's models are classifiers, all others a `LoopedLM`. A file is read with the config.json beside it;
+    Chen's need none (hub/chen.py). The weights keep the type they are stored in unless `dtype` names another.
+    `settings` take the place of those in config.json, or say what a file does not tell.
     Raises `ValueError` if the name cannot be found, the family is unknown, the family's code does something
     that we do not, or tensors are missing, unknown or of another size.
     """
     path = _path(name)
-    told = {**_said(path), **(settings or {})}
-    weights = Weights(path)
-    config = chen.describe(weights, told) if path.is_file() else told
-    family = recognise(config)
-    model = _model(family, config)
-    links = family.links(model)
+    family, config, model = _described({**_said(path), **(settings or {})}, path)
+    links, weights = family.links(model), Weights(path)
     embedding = _embedding(links)
     stand_in = _stand_in(model, weights, embedding)
     check_names(links, [*weights.names, *stand_in], family.spare(config))
@@ -85,6 +81,16 @@ def export(lm: Pretrained, folder: str | Path, family: str, *, torch_file: bool 
         torch.save(dict(_tensors(lm, chosen, config)), folder / "pytorch_model.bin")
 
 
+def described(folder: Path) -> Model:
+    """The model that a checkpoint's config.json describes, of a classifier what it reads; of its weights at
+    most names and shapes are looked at.
+
+    Raises `ValueError` where it describes none, or leaves open what no tensors beside it tell.
+    """
+    model = _described(read_config(folder), folder)[2]
+    return model if isinstance(model, Model) else model.core
+
+
 def recognise(config: Settings) -> Family[Any]:
     """The family of a checkpoint by its config.json. Raises `ValueError` if nobody knows it."""
     for family in FAMILIES:
@@ -95,19 +101,13 @@ def recognise(config: Settings) -> Family[Any]:
     raise ValueError(f"config.json is of no family known here ({known}); it says {signs or 'nothing of it'}")
 
 
-def described(folder: Path) -> Model:
-    """The model that a checkpoint's config.json describes; of a classifier what it reads.
-
-    Raises `ValueError` where it describes none.
-    """
-    config = read_config(folder)
-    model = _model(recognise(config), config)
-    return model if isinstance(model, Model) else model.core
-
-
-def _model(family: Family[Any], config: Settings) -> Model | Classifier:
+def _described(config: Settings, path: Path) -> tuple[Family[Any], Settings, Model | Classifier]:
+    alone = path.is_file() and not any(family.recognise(config) for family in FAMILIES)
+    family = chen if alone else recognise(config)  # Chen's files come without a config.json
+    if isinstance(family, Undecided):
+        config = family.completed(config, Weights(path))
     try:
-        return family.to_model(config)
+        return family, config, family.to_model(config)
     except KeyError as error:
         raise ValueError(f"config.json lacks {error}, which a {family.NAME} model needs") from error
 
