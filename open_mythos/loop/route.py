@@ -13,9 +13,10 @@ tokens are computed, as a shorter batch; with one, all are, and the others are m
 (tests/unit/loop/test_route.py).
 
 Ranking a sequence looks ahead, so ExpertChoice ranks in training only and in eval mode takes the tokens
-whose logit is above zero; `balance` weighs the cross entropy that teaches it so, `z_loss` the mean squared
-logit. While training warms up, the capacities fall along half a cosine from 1 (`warmup`). TokenChoice is
-balanced within each sequence, as in the paper; its code does it over the batch.
+whose logit is above zero; `balance` weighs the cross entropy that teaches it so. While training warms up, the
+capacities fall along half a cosine from 1 (`warmup`). TokenChoice is balanced within each sequence, as in the
+paper; its code does it over the batch. `z_loss` weighs the mean squared logit, of TokenChoice that of the
+logits' logsumexp.
 """
 
 from collections.abc import Callable
@@ -69,6 +70,7 @@ class TokenChoice(Config):
     depths: int
     alpha: float = 1.0
     balance: float = 0.1
+    z_loss: float = 0.0
 
     def __post_init__(self) -> None:
         if self.depths < 1:
@@ -141,24 +143,36 @@ class TokenRouting(nn.Module):
     def forward(
         self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
     ) -> tuple[Hidden, Chosen | None]:
-        shares = self.score(e).float().softmax(-1)  # of the encoded input, so the same at every step
+        logits = self.score(e).float()  # of the encoded input, so the same at every step
+        shares = logits.softmax(-1)
         best, depth = shares.max(-1)
         chosen = (left > 0) & (ctx.positions >= 0) & (depth >= step[:, None])
         if ctx.tally is not None:
-            ctx.tally.cost("route", self.config.balance * self._imbalance(shares, depth, step, ctx))
+            ctx.tally.cost("route", self._cost(logits, shares, depth, step, ctx))
         last = depth == step[:, None]
         base = torch.where(last[..., None], e.to(x.dtype), 0)
         gate = torch.where(last, self.config.alpha * best, 1)
         return run_chosen(x, base, gate, chosen, ctx, layers), chosen
 
-    def _imbalance(
-        self, shares: Float[Tensor, "B T E"], depth: Int[Tensor, "B T"], step: Steps, ctx: Context
+    def _cost(
+        self,
+        logits: Float[Tensor, "B T E"],
+        shares: Float[Tensor, "B T E"],
+        depth: Int[Tensor, "B T"],
+        step: Steps,
+        ctx: Context,
     ) -> Float[Tensor, ""]:
-        """Depths times the sum of (how often chosen) * (mean probability): one when even. Counted once."""
+        """Imbalance is depths times the sum of (how often chosen) * (mean probability): one when even.
+
+        Counted once, at the first step.
+        """
         real = (ctx.positions >= 0).float()[..., None]
         real = real / real.sum(1, keepdim=True).clamp_min(1)
         often = (F.one_hot(depth, self.config.depths) * real).sum(1)
-        return (self.config.depths * often * (shares * real).sum(1)).sum(-1).mul(step == 0).mean()
+        imbalance = (self.config.depths * often * (shares * real).sum(1)).sum(-1)
+        squared = (logits.logsumexp(-1, keepdim=True).square() * real).sum((1, 2))
+        both = self.config.balance * imbalance + self.config.z_loss * squared
+        return both.mul(step == 0).mean()
 
 
 def run_chosen(

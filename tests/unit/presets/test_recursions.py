@@ -107,7 +107,8 @@ def token_choice(
 ) -> tuple[Tensor, list[list[int]], float]:
     """One softmax at the entrance; steps without a weight, and at last entrance + weight * F."""
     entrance, taken = x, []
-    shares = (x[0] @ w["loop.route.score.weight"].T).softmax(-1)
+    logits = x[0] @ w["loop.route.score.weight"].T
+    shares, squared = logits.softmax(-1), logits.exp().sum(-1).log() ** 2
     depth = shares.argmax(-1)
     for n in range(route.depths):
         chosen = (depth >= n).nonzero().flatten()
@@ -118,7 +119,8 @@ def token_choice(
             new[0, t] = entrance[0, t] + route.alpha * shares[t, n] * moved[0, i] if ends else moved[0, i]
         x = new
     often = torch.bincount(depth, minlength=route.depths) / len(depth)
-    return x, taken, route.balance * float(route.depths * (often * shares.mean(0)).sum())
+    imbalance = route.depths * (often * shares.mean(0)).sum()
+    return x, taken, float(route.balance * imbalance + route.z_loss * squared.mean())
 
 
 @pytest.mark.parametrize("share_keys", [False, True])
@@ -128,7 +130,7 @@ def token_choice(
     [
         ExpertChoice(alpha=0.7, balance=0.3, z_loss=0.2),
         ExpertChoice(capacity=(0.8, 0.55, 0.29), alpha=0.7),
-        TokenChoice(depths=3, alpha=0.8, balance=0.4),
+        TokenChoice(depths=3, alpha=0.8, balance=0.4, z_loss=0.2),
     ],
 )
 def test_the_model_is_its_twin(route: ExpertChoice | TokenChoice, training: bool, share_keys: bool) -> None:
