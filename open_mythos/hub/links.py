@@ -2,8 +2,8 @@
 
 A `Link` says that some of theirs, laid end to end, are some of ours, laid end to end. One to one is the
 usual case; one to three is a joint matrix for queries, keys and values; two to one a gate and its partner
-that they keep apart and we keep in one matrix; and a matrix may lie there on its side. The same table is read
-both ways, so what can be loaded can be written.
+that they keep apart and we keep in one matrix; and a matrix may lie there on its side, or once more for
+every step that shares it. The same table is read both ways, so what can be loaded can be written.
 """
 
 import difflib
@@ -19,6 +19,7 @@ class Link(NamedTuple):
     ours: tuple[str, ...]
     shape: tuple[int, ...] | None = None  # of theirs, where it is not ours joined by rows
     turned: bool = False  # theirs is the transpose of ours
+    copies: tuple[tuple[str, ...], ...] = ()  # where theirs lie once more, each time under names of their own
 
 
 Names = str | Sequence[str]
@@ -29,11 +30,18 @@ def link(theirs: Names, ours: Names, shape: tuple[int, ...] | None = None, *, tu
     return Link(_tuple(theirs), _tuple(ours), shape, turned)
 
 
-def nest(links: Iterable[Link], theirs: str, ours: str) -> list[Link]:
-    """The same links with their names and ours under a prefix."""
+def nest(links: Iterable[Link], theirs: str, ours: str, copies: Iterable[str] = ()) -> list[Link]:
+    """The same links with their names and ours under a prefix; theirs again under each of `copies`."""
+
+    def under(prefix: str, names: Iterable[str]) -> tuple[str, ...]:
+        return tuple(prefix + name for name in names)
+
+    again = tuple(copies)
     return [
         x._replace(
-            theirs=tuple(theirs + name for name in x.theirs), ours=tuple(ours + name for name in x.ours)
+            theirs=under(theirs, x.theirs),
+            ours=under(ours, x.ours),
+            copies=tuple(under(prefix, x.theirs) for prefix in again),
         )
         for x in links
     ]
@@ -42,7 +50,7 @@ def nest(links: Iterable[Link], theirs: str, ours: str) -> list[Link]:
 def check_names(links: Sequence[Link], there: Iterable[str], spare: Iterable[str]) -> None:
     """Raise `ValueError` if tensors are missing, or there are some that no link and no `spare` knows."""
     there = set(there)
-    known = {name for x in links for name in x.theirs}
+    known = {name for x in links for names in (x.theirs, *x.copies) for name in names}
     missing, unknown = sorted(known - there), sorted(there - known - set(spare))
     complaints = [f"it lacks {_some(missing, unknown or there)}"] if missing else []
     complaints += [f"it has the unknown {_some(unknown, missing or known)}"] if unknown else []
@@ -54,9 +62,10 @@ def check_names(links: Sequence[Link], there: Iterable[str], spare: Iterable[str
 def pour(links: Sequence[Link], read: Read, ours: Mapping[str, Tensor]) -> None:
     """Copy what `read` gives for their names into our tensors, holding one link's tensors at a time.
 
-    Raises `ValueError` for a tensor of another shape than its place.
+    Raises `ValueError` for a tensor of another shape than its place, or a copy that is none.
     """
     for x in links:
+        _fail_unless_alike(x, read)
         targets = [ours[name] for name in x.ours]
         shape = _their_shape(x, targets)
         flat = _end_to_end([_checked(name, read(name), shape, x.turned) for name in x.theirs])
@@ -65,13 +74,24 @@ def pour(links: Sequence[Link], read: Read, ours: Mapping[str, Tensor]) -> None:
 
 
 def draw_off(x: Link, ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors, made of ours."""
+    """Their tensors, made of ours; every copy with storage of its own."""
     parts = [ours[name].detach() for name in x.ours]
     whole = parts[0] if len(parts) == 1 else torch.cat(parts)
     if x.shape is not None:
         whole = whole.reshape(x.shape)
     whole = whole.mT if x.turned else whole
-    return {name: part.contiguous() for name, part in zip(x.theirs, whole.chunk(len(x.theirs)), strict=True)}
+    parts = [part.contiguous() for part in whole.chunk(len(x.theirs))]
+    found = dict(zip(x.theirs, parts, strict=True))
+    for again in x.copies:
+        found |= {name: part.clone() for name, part in zip(again, parts, strict=True)}
+    return found
+
+
+def _fail_unless_alike(x: Link, read: Read) -> None:
+    for again in x.copies:
+        for first, name in zip(x.theirs, again, strict=True):
+            if not torch.equal(read(first), read(name)):
+                raise ValueError(f"{name} should be {first} once more, which is one weight here, but differs")
 
 
 def _their_shape(x: Link, ours: Sequence[Tensor]) -> tuple[int, ...]:
