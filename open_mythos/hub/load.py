@@ -26,6 +26,7 @@ from open_mythos.presets.chen import ChenClassifier, Classifier
 
 FAMILIES: tuple[Family[Any], ...] = (own, parcae, retrofit, huginn, ouro, llama, olmo, chen)
 EMBEDDING = "embed.weight"
+HEAD = "lm_head.weight"  # where others keep it
 Pretrained = LoopedLM | ChenClassifier
 
 
@@ -42,7 +43,7 @@ def from_pretrained(
     Chen's need none (hub/chen.py). The weights keep the type they are stored in unless `dtype` names another.
     `settings` take the place of those in config.json, or say what a file does not tell.
     Raises `ValueError` if the name cannot be found, the family is unknown, the family's code does something
-    that we do not, or tensors are missing, unknown or of another size.
+    that we do not, or tensors are missing, unknown, of another size, or two where there should be one.
     """
     path = _path(name)
     family, config, model = _described({**_said(path), **(settings or {})}, path)
@@ -50,6 +51,7 @@ def from_pretrained(
     embedding = _embedding(links)
     stand_in = _stand_in(model, weights, embedding)
     check_names(links, [*weights.names, *stand_in], family.spare(config))
+    _fail_unless_tied(model, weights, embedding)
     made = materialise(model, device, dtype or weights.read(stand_in.get(embedding, embedding)).dtype)
     pour(links, lambda theirs: weights.read(stand_in.get(theirs, theirs)), made.state_dict())
     return made.eval()
@@ -144,7 +146,7 @@ def _tensors(lm: Pretrained, family: Family[Any], config: Settings) -> Iterator[
 
 
 def _filler(name: str, shape: tuple[int, ...], embedding: Tensor) -> Tensor:
-    tied_head = name == "lm_head.weight"
+    tied_head = name == HEAD
     return embedding.clone() if tied_head else torch.zeros(shape, dtype=embedding.dtype)
 
 
@@ -155,8 +157,21 @@ def _embedding(links: Sequence[Link]) -> str:
 
 def _stand_in(model: Model | Classifier, weights: Weights, embedding: str) -> dict[str, str]:
     """Of two tied tensors a file may hold either."""
-    head, tied = "lm_head.weight", isinstance(model, Model) and model.tied
-    return {embedding: head} if tied and embedding not in weights and head in weights else {}
+    return {embedding: HEAD} if _tied(model) and embedding not in weights and HEAD in weights else {}
+
+
+def _fail_unless_tied(model: Model | Classifier, weights: Weights, embedding: str) -> None:
+    if not _tied(model) or embedding not in weights or HEAD not in weights:
+        return
+    if not torch.equal(weights.read(embedding), weights.read(HEAD)):
+        raise ValueError(
+            f"{HEAD} and {embedding} differ, though config.json ties them; if the head is one of its own, "
+            "say there that it is not tied"
+        )
+
+
+def _tied(model: Model | Classifier) -> bool:
+    return isinstance(model, Model) and model.tied
 
 
 def _path(name: str | Path) -> Path:

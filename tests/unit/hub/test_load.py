@@ -94,6 +94,14 @@ def test_pytorchs_own_format_and_a_head_without_its_embedding(saved: Path) -> No
     assert torch.load(saved / "both" / "pytorch_model.bin", weights_only=True).keys() >= tensors.keys()
 
 
+def test_a_head_that_is_not_the_embedding_is_not_dropped(saved: Path) -> None:
+    tensors = load_file(saved / "model.safetensors")
+    tensors["lm_head.weight"] += 1
+    save_file(tensors, saved / "model.safetensors")
+    with pytest.raises(ValueError, match=r"lm_head\.weight and transformer\.wte\.weight differ"):
+        from_pretrained(saved)
+
+
 def test_code_in_a_pickle_is_refused(saved: Path) -> None:
     (saved / "model.safetensors").unlink()
     torch.save({"transformer.wte.weight": subprocess.Popen}, saved / "pytorch_model.bin")
