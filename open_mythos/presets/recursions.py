@@ -4,14 +4,15 @@ Middle-cycle sharing: the first and the last layer are their own, the block betw
 step n is the `route` of the loop (loop/route.py): expert choice, with capacities falling by equal shares,
 or token choice.
 
-    name                    from          unique  block  steps  route                      keys and values
-    recursions-360m         SmolLM2-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of each step
-    recursions-360m-token   SmolLM2-360M  2       10     3      TokenChoice                of each step
-    recursions-360m-shared  SmolLM2-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of the first step
+    name                    from         unique  block  steps  route                      keys and values
+    recursions-360m         SmolLM-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of each step
+    recursions-360m-token   SmolLM-360M  2       10     3      TokenChoice                of each step
+    recursions-360m-shared  SmolLM-360M  2       10     3      ExpertChoice(1, 2/3, 1/3)  of the first step
 
 Exact about sharing, expert choice (logits, alpha 0.1, hierarchical filtering, auxiliary loss, and the
 capacity's warm-up along a cosine, whose length is yours to say), token choice (one softmax over depths, whose
-weight counts at the token's last step alone) and both ways to keep keys and values.
+weight counts at the token's last step alone) and both ways to keep keys and values. Checkpoints of the
+released code are read and written by hub/recursions.py; these three are its runs of July 2025.
 """
 
 from open_mythos.config import Config
@@ -43,7 +44,7 @@ def recursions(size: Size) -> Model:
     falling = tuple((steps - n) / steps for n in range(steps))
     route: Routing = ExpertChoice(capacity=falling, warmup=size.warmup)
     if size.tokens_choose:
-        route = TokenChoice(depths=steps)
+        route = TokenChoice(depths=steps, z_loss=1e-5)
     loop = Loop(
         layers=(size.shape.layers - 2) // steps * (layer,),
         route=route,
@@ -53,9 +54,10 @@ def recursions(size: Size) -> Model:
     return llama(size.shape).replace(prelude=(layer,), loop=loop, coda=(layer,))
 
 
+_SMOLLM = SHAPES["smollm2-360m"].replace(base=1e4, context=2048)  # the first SmolLM
 SIZES = {
-    "recursions-360m": Size(shape=SHAPES["smollm2-360m"]),
-    "recursions-360m-token": Size(shape=SHAPES["smollm2-360m"], tokens_choose=True),
-    "recursions-360m-shared": Size(shape=SHAPES["smollm2-360m"], share_keys=True),
+    "recursions-360m": Size(shape=_SMOLLM),
+    "recursions-360m-token": Size(shape=_SMOLLM, tokens_choose=True),
+    "recursions-360m-shared": Size(shape=_SMOLLM, share_keys=True),
 }
 MODELS = {name: recursions(size) for name, size in SIZES.items()}
