@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from open_mythos.data.network import require_hub
-from open_mythos.hub import chen, huginn, llama, olmo, ouro, own, parcae, retrofit
+from open_mythos.hub import chen, huginn, llama, olmo, ouro, own, parcae, recursions, retrofit
 from open_mythos.hub.family import Family, Settings, Undecided
 from open_mythos.hub.links import Link, check_names, draw_off, pour
 from open_mythos.hub.weights import Weights, write
 from open_mythos.model import LoopedLM, Model
 from open_mythos.presets.chen import ChenClassifier, Classifier
 
-FAMILIES: tuple[Family[Any], ...] = (own, parcae, retrofit, huginn, ouro, llama, olmo, chen)
+FAMILIES: tuple[Family[Any], ...] = (own, parcae, retrofit, huginn, ouro, recursions, llama, olmo, chen)
 EMBEDDING = "embed.weight"
 HEAD = "lm_head.weight"  # where others keep it
 Pretrained = LoopedLM | ChenClassifier
@@ -65,7 +65,8 @@ def save_pretrained(lm: Pretrained, folder: str | Path) -> None:
 def export(lm: Pretrained, folder: str | Path, family: str, *, torch_file: bool = False) -> None:
     """Write the model as the named family's own code saves it, so that it loads there.
 
-    `torch_file` adds the weights in PyTorch's own format, the only one that Parcae's and Chen's code read.
+    `torch_file` adds the weights in PyTorch's own format, the only one that the code of Parcae, Chen and
+    mixture-of-recursions reads.
     Raises `ValueError` if the family is unknown or its code could not run this model.
     """
     chosen = next((f for f in FAMILIES if family == f.NAME), None)
