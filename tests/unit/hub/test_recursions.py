@@ -247,6 +247,7 @@ def test_without_the_yaml_its_parts_are_asked_for() -> None:
         assert recognise(bare) is recursions
         with pytest.raises(ValueError, match=rf"lacks {part}, .* copy recursive, mor, kv_sharing.*RUN\.yaml"):
             recursions.to_model(bare)
+    assert recognise(CONFIG) is recursions
     with pytest.raises(ValueError, match="lacks recursive and mor"):
         recursions.to_model(CONFIG)
 
