@@ -1,16 +1,17 @@
 """Every variant at a size that runs in milliseconds. A new preset is added here once."""
 
-from open_mythos.loop import adapt, halt, inject, mark, schedule, start, update
+from open_mythos.loop import adapt, halt, inject, mark, schedule, update
 from open_mythos.loop.core import Loop
-from open_mythos.model import FinalNorm, Model
+from open_mythos.model import Model
 from open_mythos.nn.attention import GQA, MLA
-from open_mythos.nn.block import PreNorm, Sandwich
+from open_mythos.nn.block import PreNorm
 from open_mythos.nn.ffn import MoE, SwiGLU
 from open_mythos.nn.ngram import NGrams
 from open_mythos.presets import (
     baseline,
     chen,
     dreamer,
+    huginn,
     kohli,
     olmo,
     ouro,
@@ -55,15 +56,8 @@ MODELS = {
     "mythos-gqa-act": mythos(GROUPED, act=True),
     "ngrams": mythos(LATENT, act=False).replace(ngrams=NGrams(rows=97, orders=(2, 3))),
     "parcae": parcae.assemble(parcae.Size(DIM, 4, 2), vocab=VOCAB, context=1_000_000, mean=3, grad=2),
-    "huginn": tiny(
-        Loop(
-            layers=2 * (Sandwich(mixer=GQA(heads=4, qk_bias=True), ffn=SwiGLU(width=48)),),
-            start=start.Noise(),
-            inject=inject.Concat(),
-            schedule=schedule.LogNormalPoisson(mean=3, grad=2),
-        ),
-        leave=FinalNorm(),
-        embed_scale=DIM**0.5,
+    "huginn": huginn.assemble(
+        huginn.Size(DIM, 4, 48, prelude=1, loop=2, coda=1), vocab=VOCAB, context=1_000_000, mean=3, grad=2
     ),
     "universal": universal.universal(
         universal.Size(vocab=VOCAB, dim=DIM, width=64, heads=4, most=3, dropout=0.0)

@@ -122,7 +122,7 @@ def test_tokens_that_left_compute_nothing(name):
 
 @pytest.mark.parametrize("name", LOOPED)
 def test_a_tail_of_finished_tokens_is_dropped_and_nothing_changes(name):
-    model = lively(LOOPED[name])
+    model = lively(LOOPED[name], seed=2)  # with it every model has such a tail
     rule = StateChange(threshold=0.7, least=1)
     kept, full = think(model, TOKENS, Plan(6), rule=rule, watch=lambda n, state: None)
     with work_of(model) as work:
@@ -136,7 +136,7 @@ def test_a_tail_of_finished_tokens_is_dropped_and_nothing_changes(name):
         for n in range(int(still.max()))
     ]
     assert work == rectangles or name in ROUTED  # whose tokens are picked from all over the row
-    assert sum(work) < 3 * 7 * 6 or int(kept.taken.min()) == 6
+    assert sum(work) < 3 * 7 * 6
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
