@@ -36,6 +36,7 @@ from open_mythos.nn.cache import (
     Skip,
 )
 from open_mythos.nn.context import Context
+from open_mythos.presets.huginn import Size, assemble
 from tests.golden.folder import Golden, check_gradients, check_start, close, golden
 
 CACHES: dict[str, Policy] = {
@@ -73,6 +74,12 @@ def set_() -> Golden:
 def own() -> Golden:
     """For tests that change the model."""
     return golden("huginn")
+
+
+def test_the_preset_is_that_model(set_: Golden) -> None:
+    """So that what is shown here of the checkpoint's config holds for the preset, at any size."""
+    size = Size(dim=48, heads=3, width=128, prelude=2, loop=4, coda=2)
+    assert assemble(size, vocab=128, context=48, mean=8, grad=3) == set_.lm.config
 
 
 @pytest.mark.parametrize("start", ["zero", "rand"])
