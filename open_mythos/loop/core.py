@@ -31,7 +31,7 @@ from open_mythos.loop.inject import Injection, Nothing
 from open_mythos.loop.keys import EachStep, Keys, room
 from open_mythos.loop.mark import Mark, Unmarked
 from open_mythos.loop.recall import Forget, Recall
-from open_mythos.loop.route import Everyone, ExpertChoice, Routing
+from open_mythos.loop.route import Everyone, Routing
 from open_mythos.loop.schedule import Fixed, Plan, Schedule
 from open_mythos.loop.start import Embedded, Start
 from open_mythos.loop.state import State
@@ -215,7 +215,7 @@ class _Run:
         # On the meta device nobody can tell who is done.
         if torch.is_grad_enabled() or self.loop.lockstep or ctx.positions.is_meta:
             return False
-        if isinstance(config.route, ExpertChoice) and self.loop.training:  # capacities are shares of all
+        if not self.loop.route.may_leave:
             return False
         return adaptive and (ctx.cache is None or not ctx.cache.exact)
 

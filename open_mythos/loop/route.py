@@ -17,6 +17,8 @@ whose logit is above zero; `balance` weighs the cross entropy that teaches it so
 capacities fall along half a cosine from 1 (`warmup`). TokenChoice is balanced within each sequence, as in the
 paper; its code does it over the batch. `z_loss` weighs the mean squared logit, of TokenChoice that of the
 logits' logsumexp.
+
+Each module says whether tokens that are done may leave the batch for good (`may_leave`).
 """
 
 from collections.abc import Callable
@@ -85,6 +87,8 @@ class TokenChoice(Config):
 
 @final
 class NoRouting(nn.Module):
+    may_leave = True
+
     def forward(
         self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
     ) -> tuple[Hidden, Chosen | None]:
@@ -97,6 +101,10 @@ class ExpertRouting(nn.Module):
         super().__init__()
         self.config = config
         self.score = nn.Linear(dim, len(config.capacity), bias=False)
+
+    @property
+    def may_leave(self) -> bool:
+        return not self.training  # then capacities are shares of all
 
     def forward(
         self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
@@ -135,6 +143,8 @@ class ExpertRouting(nn.Module):
 
 @final
 class TokenRouting(nn.Module):
+    may_leave = True
+
     def __init__(self, config: TokenChoice, dim: int) -> None:
         super().__init__()
         self.config = config
