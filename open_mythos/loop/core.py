@@ -107,13 +107,13 @@ class LoopCore(nn.Module):
         taken = state.left > 0
         if going is not None:  # who is not chosen is done, and stays as it was
             stays = going[..., None]
-            after = after._replace(
+            after = after.but(
                 h=torch.where(stays, after.h, state.h),
                 answer=torch.where(stays, after.answer, state.answer),
                 left=after.left * going,
             )
             taken = taken & going
-        return after._replace(taken=state.taken + taken, past=past, first=first)
+        return after.but(taken=state.taken + taken, past=past, first=first)
 
     def _open(self, first: First) -> First:
         """Room for what the first step lends."""
@@ -139,10 +139,10 @@ class LoopCore(nn.Module):
         token that is done stays as long as somebody watches.
         """
         if ctx.start is None:  # padding has nothing to think about
-            state = state._replace(left=state.left * (ctx.positions >= 0))
+            state = state.but(left=state.left * (ctx.positions >= 0))
         if ctx.tally is not None:
             ctx = replace(ctx, entered=(ctx.positions >= 0).sum().clamp_min(1))
-        state = state._replace(past=self.recall.open(state.past), first=self._open(state.first))
+        state = state.but(past=self.recall.open(state.past), first=self._open(state.first))
         notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
         if not torch.is_grad_enabled():
@@ -154,7 +154,7 @@ class LoopCore(nn.Module):
             # Copies that autocast made without gradient must not be met again with it.
             torch.clear_autocast_cache()
         if torch.is_grad_enabled():  # or the first step with gradient would be a graph of its own
-            state = state._replace(h=_with_gradient(state.h), answer=_with_gradient(state.answer))
+            state = state.but(h=_with_gradient(state.h), answer=_with_gradient(state.answer))
         return _Run(self, live, frozen, (0,) * len(live), notes).go(state, ctx, watch, judge)
 
 
@@ -223,7 +223,7 @@ class _Run:
         """Tokens that were done keep their answer; the rule is asked about the others."""
         rule, read = judge
         done, after = before.left == 0, batch.state
-        state = after._replace(answer=torch.where(done[..., None], before.answer, after.answer))
+        state = after.but(answer=torch.where(done[..., None], before.answer, after.answer))
         due = [n >= rule.least and n % rule.every == 0 for n in taken]
         if not any(due):
             return state
@@ -231,7 +231,7 @@ class _Run:
         enough = rule.enough(before, state, lambda s: read(finish(self.loop.halt, s), batch.ctx), notes)
         ends = enough & ~done if all(due) else enough & ~done & _on(done.device, due)[:, None]
         ended = finish(self.loop.halt, state)
-        return state._replace(
+        return state.but(
             answer=torch.where(ends[..., None], ended.answer, state.answer),
             left=torch.where(ends, 0, state.left),
         )

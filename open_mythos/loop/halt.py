@@ -74,7 +74,7 @@ class ExitGate(Config):
 @final
 class LastHalting(nn.Module):
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
-        return state._replace(h=h, answer=h, left=state.left * ~last[:, None])
+        return state.but(h=h, answer=h, left=state.left * ~last[:, None])
 
 
 @final
@@ -99,7 +99,7 @@ class AdaptiveHalting(nn.Module):
         # The first step's answer starts from nothing, whatever the state began with.
         so_far = torch.where((state.left == 1)[..., None], 0, state.answer)
         answer = so_far + weight[..., None].to(h.dtype) * h
-        return state._replace(h=h, answer=answer, left=torch.where(ends, 0, state.left - weight))
+        return state.but(h=h, answer=answer, left=torch.where(ends, 0, state.left - weight))
 
 
 @final
@@ -124,7 +124,7 @@ class UniversalHalting(nn.Module):
         so_far = torch.where((left == 1)[..., None], 0, state.answer)
         answer = so_far * (1 - w) + w * h if self.config.mix == "basic" else so_far + w * h
         moved = torch.where(running[..., None], h, state.h) if self.config.freeze else h
-        return state._replace(h=moved, answer=answer, left=torch.where(ends, 0, left - weight))
+        return state.but(h=moved, answer=answer, left=torch.where(ends, 0, left - weight))
 
 
 @final
@@ -146,7 +146,7 @@ class GatedExit(nn.Module):
         if self.config.threshold < 1:
             ends = ends | (1 - stays >= self.config.threshold)
         answer = torch.where(done[..., None], state.answer, h)
-        return state._replace(h=h, answer=answer, left=torch.where(done | ends, 0, stays))
+        return state.but(h=h, answer=answer, left=torch.where(done | ends, 0, stays))
 
 
 def finish(rule: nn.Module, state: State) -> State:
@@ -155,7 +155,7 @@ def finish(rule: nn.Module, state: State) -> State:
     if isinstance(rule, AdaptiveHalting) and not rule.config.as_released:
         so_far = torch.where((state.left == 1)[..., None], 0, answer)
         answer = so_far + state.left[..., None].to(state.h.dtype) * state.h
-    return state._replace(answer=answer, left=torch.zeros_like(state.left))
+    return state.but(answer=answer, left=torch.zeros_like(state.left))
 
 
 def _mean(cost: PerToken, ctx: Context) -> Float[Tensor, ""]:

@@ -35,6 +35,10 @@ class State(NamedTuple):
             h.new_zeros(*h.shape[:2], 0),
         )
 
+    def but(self, **changes: Tensor) -> "State":
+        """The same but for these parts. (Out of the compiler of torch 2.11, `_replace` comes back empty.)"""
+        return State(**{**self._asdict(), **changes})
+
     def take(self, rows: Tensor, length: int | None = None) -> "State":
         """Only these rows of the batch, and only their first `length` tokens."""
         return State(*(part[rows, :length] for part in self))

@@ -82,7 +82,7 @@ class Context:
         return Span(self.positions, self.start, self.end, self.rows)
 
     def at(self, stage: str, layer: int) -> "Context":
-        return replace(self, place=self.place._replace(stage=stage, layer=layer))
+        return replace(self, place=Place(stage, layer, *self.place[2:]))
 
     def with_tally(self, tally: Tally) -> "Context":
         return replace(self, tally=tally)
@@ -115,7 +115,7 @@ class Context:
         """Remember `new` (B ... T W) and return all that is held there (B ... S W)."""
         if self.cache is None:
             return new
-        return self.cache.extend(self.place._replace(part=part), new, self.span)
+        return self.cache.extend(Place(*self.place[:3], part), new, self.span)
 
     @property
     def fresh(self) -> bool:

@@ -42,7 +42,9 @@ class Lender:
             part = torch.where(self._writes, flat.to(part.dtype), part)
         self._parts.append(part)
         entry = part.unflatten(2, (*new.shape[1:-2], new.shape[-1])).transpose(1, -2)
-        return entry if self.behind is None else self.behind.extend(place._replace(step=0), entry, span)
+        if self.behind is None:
+            return entry
+        return self.behind.extend(Place(place.stage, place.layer, 0, place.part), entry, span)
 
     def settle(self, layers: int, taken: int, span: Span) -> None:
         """No step but the first is remembered."""

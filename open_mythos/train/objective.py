@@ -173,9 +173,7 @@ def _another(model: LoopedLM, state: State, taken: int, ctx: Context) -> Callabl
     ctx = replace(ctx.turn(number, rows * (taken - 1,)), tally=None)
 
     def step(h: Hidden) -> Hidden:
-        before = State.begin(state.e.detach(), h)._replace(
-            past=state.past.detach(), first=state.first.detach()
-        )
+        before = State.begin(state.e.detach(), h).but(past=state.past.detach(), first=state.first.detach())
         return loop.step(before, ctx, number, last).h
 
     return step
@@ -183,7 +181,7 @@ def _another(model: LoopedLM, state: State, taken: int, ctx: Context) -> Callabl
 
 def _read(model: LoopedLM, state: State, ctx: Context) -> Features:
     """The features if this step had been the last."""
-    return model.decode(state._replace(answer=state.h), ctx)
+    return model.decode(state.but(answer=state.h), ctx)
 
 
 def _gate(model: LoopedLM, plan: Plan, rows: int) -> GatedExit:
