@@ -20,7 +20,7 @@ and gradients are added up in float32. Zhao et al. 2023, arXiv 2304.11277; pytor
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -38,7 +38,7 @@ from torch.distributed.fsdp import (
     register_fsdp_forward_method,
 )
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, Partial, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, distribute_tensor
 
 from open_mythos.loop.route import Everyone
 from open_mythos.loop.schedule import Plan
@@ -301,6 +301,29 @@ def at_hand(parameter: Tensor) -> Tensor:
         return parameter
     placements = [Partial("sum")] * parameter.device_mesh.ndim
     return averaged(parameter.full_tensor(grad_placements=placements), parameter.device_mesh.size())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread over ranks, without a way back. All ranks take part.
+
+    One axis of its mesh after the other: torch 2.11 refuses to do at once those of `expert_mesh`.
+    """
+    if not isinstance(tensor, DTensor):
+        return tensor
+    placements = list(tensor.placements)
+    for axis in reversed(range(len(placements))):
+        placements[axis] = Replicate()
+        tensor = tensor.redistribute(placements=placements)
+    return tensor.to_local()
+
+
+def norm_over_ranks(tensors: Sequence[Tensor]) -> Tensor:
+    """The norm of all `tensors` together, of which every rank may hold shards. All ranks take part."""
+    own = nn.utils.get_total_norm([t.to_local() if isinstance(t, DTensor) else t for t in tensors])
+    if not isinstance(tensors[0], DTensor):
+        return own
+    mesh = tensors[0].device_mesh
+    return whole(DTensor.from_local(own.square(), mesh, [Partial("sum")] * mesh.ndim)).sqrt()
 
 
 def by_mesh(tensors: Iterable[P]) -> list[list[P]]:

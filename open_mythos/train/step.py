@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from open_mythos.data.batch import IGNORED, Batch, Loader
 from open_mythos.loop.schedule import Plan
@@ -21,7 +20,7 @@ from open_mythos.model import LoopedLM
 from open_mythos.nn.context import Context
 from open_mythos.nn.tally import Where
 from open_mythos.train.optim import Optimizer
-from open_mythos.train.parallel import ALONE, World, by_mesh, shard
+from open_mythos.train.parallel import ALONE, World, by_mesh, norm_over_ranks, shard
 from open_mythos.train.precision import arithmetic, resolve, scaler
 from open_mythos.train.recipe import Recipe
 
@@ -181,9 +180,8 @@ def _update(state: TrainState, recipe: Recipe, sums: _Sums) -> float:
 def _clip(model: nn.Module, most: float) -> float:
     """Shorten the gradient, all shards of it alike, to a norm of at most `most`. Returns what it was."""
     parts = by_mesh(p for p in model.parameters() if p.grad is not None)
-    norms = [nn.utils.get_total_norm([p.grad for p in part if p.grad is not None]) for part in parts]
-    wholes = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
-    norm = wholes[0] if len(wholes) == 1 else torch.linalg.vector_norm(torch.stack(wholes))
+    norms = [norm_over_ranks([p.grad for p in part if p.grad is not None]) for part in parts]
+    norm = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
     for part in parts:
         nn.utils.clip_grads_with_norm_(part, most, norm)
     return float(norm)

@@ -5,7 +5,6 @@ same with the experts shared out, on as many processes as there are.
 """
 
 import json
-import logging
 import sys
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +21,7 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.nn.context import Context
 from open_mythos.presets.ouro import Size, ouro
 from open_mythos.train.objective import Objective
-from open_mythos.train.parallel import World, expert_mesh, gathered, join, shard
+from open_mythos.train.parallel import World, expert_mesh, gathered, join, shard, whole
 from open_mythos.train.readout import LearnedExit, TaughtExit
 from open_mythos.train.recipes import small_mythos
 
@@ -170,16 +169,15 @@ def same_gradients(world: World, plan: Plan, remat: bool) -> float:
     mine = world.of_plan(Plan(*(n[: 2 * world.plans] if isinstance(n, tuple) else n for n in plan)))
     split = [each.split(2) for each in world.each(mine)]
     frozen, live = (sum(part, ()) for part in zip(*split, strict=True))
-    whole = Plan(tuple(f + n for f, n in zip(frozen, live, strict=True)), live)
-    Objective().score(model, [targets], whole, Context.counting(tokens)).total.backward()
+    everyones = Plan(tuple(f + n for f, n in zip(frozen, live, strict=True)), live)
+    Objective().score(model, [targets], everyones, Context.counting(tokens)).total.backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
     shard(model, world, torch.float32)
     rows = slice(2 * world.rank, 2 * world.rank + 2)
     scored = Objective().score(model, [targets[rows]], mine, Context.counting(tokens[rows]))
     (world.size * scored.total).backward()
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)  # two gathers one after the other
-    found = {name: p.grad.full_tensor() for name, p in model.named_parameters() if p.grad is not None}
+    found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     assert found.keys() == {name for name, gradient in expected.items() if gradient is not None}
     return max(float((gradient - expected[name]).abs().max()) for name, gradient in found.items())
 

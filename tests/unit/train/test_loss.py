@@ -110,7 +110,7 @@ def test_logits_are_never_held_whole() -> None:
     targets = torch.randint(0, vocabulary, (1, rows))
 
     def largest(loss: object) -> int:
-        with torch.profiler.profile(profile_memory=True) as profile:
+        with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
             loss(features, head, targets).total.backward()  # type: ignore[operator]
         return max(event.self_cpu_memory_usage for event in profile.events())
 
