@@ -37,7 +37,7 @@ MUTATIONS = [
     Mutation(
         "shared keys: the first step's, in a cache",
         "nn/lend.py",
-        "place._replace(step=0), entry",
+        "Place(place.stage, place.layer, 0, place.part), entry",
         "place, entry",
         "unit/loop/test_route.py -k one_slot",
     ),
