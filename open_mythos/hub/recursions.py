@@ -18,11 +18,14 @@ repository. Copy what is enabled there into config.json before loading (`import 
 Their vanilla models need none of it: they are Llamas (llama.py). The recursive ones have a head of their own
 whatever config.json says of it, for their code never ties it.
 
-Expert choice ranks a sequence in their evaluation as in training: that is `lm.train()(tokens)` here. In eval
-mode ours takes the tokens above the threshold and does not look ahead (loop/route.py): the same logits
-wherever the router has learned who is among the best. The others are the same in eval mode. Runs of expert
-choice by their code of July 2025 to September 2026 do not share the attention (issue 17 of their repository;
-the published ones do); they are refused, for their copies differ.
+Expert choice ranks a sequence in their evaluation as in training, and so do models that are loaded, which
+therefore look ahead. To generate, where nothing is ahead yet, let tokens above the threshold be taken instead
+(loop/route.py), which says the same wherever the router has learned who is among the best:
+
+    lm.loop.route.config = lm.loop.route.config.replace(causal=True)
+
+Runs of expert choice by their code of July 2025 to September 2026 do not share the attention (issue 17 of
+their repository; the published ones do); they are refused, for their copies differ.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -81,8 +84,8 @@ def to_config(model: Model) -> dict[str, Any]:
         raise ValueError("MoR's code loops pre-norm blocks with grouped attention; this model has others")
     if not isinstance(block.ffn, SwiGLU):
         raise ValueError("MoR's code runs SwiGLU feed-forwards; this model has others")
-    if isinstance(loop.route, ExpertChoice):  # their runs count it in steps
-        loop = loop.replace(route=loop.route.replace(warmup=0.0))
+    if isinstance(loop.route, ExpertChoice):  # their runs count the warm-up in steps, and rank always
+        loop = loop.replace(route=loop.route.replace(warmup=0.0, causal=False))
     config = {
         "model_type": "llama",
         "architectures": ["LlamaForCausalLM" if isinstance(loop.route, Everyone) else ROUTED],
@@ -160,6 +163,8 @@ def _route(told: Settings, route: Routing) -> Routing:
         balance=float(told[f"mor.{kind}.coeff"]),
         z_loss=float(told["mor.z_coeff"]) if told.get("mor.z_loss") else 0.0,
     )
+    if isinstance(route, ExpertChoice):
+        route = route.replace(causal=False)
     if isinstance(route, ExpertChoice) and told.get("mor.capacity") is not None:
         shares = tuple(float(share) for share in str(told["mor.capacity"]).split(","))
         if len(shares) != len(route.capacity):

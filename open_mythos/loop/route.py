@@ -13,10 +13,11 @@ tokens are computed, as a shorter batch; with one, all are, and the others are m
 (tests/unit/loop/test_route.py).
 
 Ranking a sequence looks ahead, so ExpertChoice ranks in training only and in eval mode takes the tokens
-whose logit is above zero; `balance` weighs the cross entropy that teaches it so. While training warms up, the
-capacities fall along half a cosine from 1 (`warmup`). TokenChoice is balanced within each sequence, as in the
-paper; its code does it over the batch. `z_loss` weighs the mean squared logit, of TokenChoice that of the
-logits' logsumexp.
+whose logit is above zero; `balance` weighs the cross entropy that teaches it so. Not `causal`, it ranks in
+eval mode too, as the released code does: then a token depends on later ones, and on what is read with it.
+While training warms up, the capacities fall along half a cosine from 1 (`warmup`). TokenChoice is balanced
+within each sequence, as in the paper; its code does it over the batch. `z_loss` weighs the mean squared
+logit, of TokenChoice that of the logits' logsumexp.
 
 Each module says whether tokens that are done may leave the batch for good (`may_leave`).
 """
@@ -54,6 +55,7 @@ class ExpertChoice(Config):
     alpha: float = 0.1
     balance: float = 1e-3
     z_loss: float = 0.0
+    causal: bool = True  # in eval mode
 
     def __post_init__(self) -> None:
         if not self.capacity or not all(0 < c <= 1 for c in self.capacity):
@@ -103,8 +105,12 @@ class ExpertRouting(nn.Module):
         self.score = nn.Linear(dim, len(config.capacity), bias=False)
 
     @property
+    def ranks(self) -> bool:
+        return self.training or not self.config.causal
+
+    @property
     def may_leave(self) -> bool:
-        return not self.training  # then capacities are shares of all
+        return not self.ranks  # then capacities are shares of all
 
     def forward(
         self, x: Hidden, e: Hidden, left: PerToken, step: Steps, ctx: Context, layers: Layers
@@ -113,7 +119,7 @@ class ExpertRouting(nn.Module):
         logits = self.score(x).float().gather(-1, at[:, None, None].expand(*x.shape[:2], 1)).squeeze(-1)
         there = (left > 0) & (ctx.positions >= 0)
         ranked = self._best(logits.detach(), there, at, ctx)
-        chosen = ranked if self.training else there & (logits > 0)
+        chosen = ranked if self.ranks else there & (logits > 0)
         if ctx.tally is not None:
             ctx.tally.cost("route", self._cost(logits, ranked, there))
         gate = self.config.alpha * logits.sigmoid()

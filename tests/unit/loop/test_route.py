@@ -50,6 +50,14 @@ def test_capacity_falls_and_the_left_out_stay_out() -> None:
     assert ran.sum() / TOKENS.numel() == pytest.approx(route.ExpertChoice().turns(3))
 
 
+def test_not_causal_it_ranks_in_eval_mode_too() -> None:
+    lm = model(False)
+    assert not torch.equal(who_runs(lm.eval()), who_runs(lm.train()))
+    lm.loop.route.config = lm.loop.route.config.replace(causal=False)
+    assert torch.equal(who_runs(lm.eval()), who_runs(lm.train()))
+    assert not lm.eval().loop.route.may_leave
+
+
 def test_a_token_takes_every_depth_as_often() -> None:
     assert [route.TokenChoice(depths=3).turns(n) for n in (1, 2, 3, 9)] == pytest.approx([1, 5 / 3, 2, 2])
 
