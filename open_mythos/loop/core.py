@@ -41,6 +41,7 @@ from open_mythos.nn.block import Block
 from open_mythos.nn.cache import Span
 from open_mythos.nn.context import Context
 from open_mythos.nn.lend import First, Lender
+from open_mythos.nn.tally import Tally
 from open_mythos.shapes import Hidden, PerSequence, Steps
 
 Watcher = Callable[[int, State], None]
@@ -202,10 +203,17 @@ class _Run:
         host = self._taken(batch, turn)
         ends = [self.turns[row] == turn + 1 and not self.after[row] for row in batch.rows]
         step, last = _on(device, host), _on(device, ends)
-        ctx = batch.ctx.turn(step, host)
+        ctx, tally = batch.ctx.turn(step, host), batch.ctx.tally
+        # A step tells a tally of its own, or a compiled one would be made anew for every number of visits.
+        own = None if tally is None else Tally()
+        ctx = replace(ctx, tally=own)
         if self.loop.remat and torch.is_grad_enabled():
-            return State(*checkpoint(self.loop.step, batch.state, ctx, step, last, use_reentrant=False))
-        return self.loop.step(batch.state, ctx, step, last)
+            state = State(*checkpoint(self.loop.step, batch.state, ctx, step, last, use_reentrant=False))
+        else:
+            state = self.loop.step(batch.state, ctx, step, last)
+        if tally is not None and own is not None:
+            tally.add(own)
+        return state
 
     def _may_leave(self, ctx: Context, judge: Judge | None) -> bool:
         config = self.loop.config

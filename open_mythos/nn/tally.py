@@ -27,6 +27,13 @@ class Tally:
     def load(self, where: Where, counts: Int[Tensor, "E"]) -> None:
         self.loads.setdefault(where, []).append(counts)
 
+    def add(self, other: "Tally") -> None:
+        """All that the other was told."""
+        for name, value in other.costs.items():
+            self.cost(name, value)
+        for where, counts in other.loads.items():
+            self.loads.setdefault(where, []).extend(counts)
+
     def total_loads(self) -> dict[Where, Int[Tensor, "E"]]:
         """Tokens per expert over all visits of each layer."""
         return {where: torch.stack(counts).sum(0) for where, counts in self.loads.items()}

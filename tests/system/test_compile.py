@@ -6,6 +6,7 @@ import torch
 
 from open_mythos.loop.schedule import Plan
 from open_mythos.nn.context import Context
+from open_mythos.nn.tally import Tally
 from open_mythos.train.recipes import small_mythos
 from tests.system import toy
 
@@ -38,11 +39,13 @@ def compare() -> None:
         for step in (plain, compiled):
             model.loop.step = step
             model.zero_grad()
-            features = model.features(tokens, Plan(depth), Context.counting(tokens))
+            tally = Tally()
+            features = model.features(tokens, Plan(depth), Context.counting(tokens), tally=tally)
             features.square().sum().backward()
-            found.append(
-                [features.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
-            )
+            loads = [load for visits in tally.loads.values() for load in visits]
+            assert len(loads) == depth
+            gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            found.append([features.detach(), *loads, *gradients])
         for eager, traced in zip(*found, strict=True):
             torch.testing.assert_close(eager, traced, rtol=1e-4, atol=1e-5)
     assert len(graphs) == 1, f"{len(graphs)} graphs"
