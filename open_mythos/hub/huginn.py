@@ -1,6 +1,6 @@
 """Checkpoints of Huginn, Geiping et al. 2025 (arXiv 2502.05171), `tomg-group-umd/huginn-0125`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -75,6 +75,11 @@ def to_config(model: Model) -> dict[str, Any]:
 
 
 def links(model: Model) -> Sequence[Link]:
+    return links_around(model, lambda block: _within(block, model.dim))
+
+
+def links_around(model: Model, within: Callable[[Block], Sequence[Link]]) -> Sequence[Link]:
+    """The names of everything, given those within a layer; retrofitted models (retrofit.py) have the same."""
     assert model.loop is not None
     found = [
         link("transformer.wte.weight", "embed.weight"),
@@ -86,7 +91,7 @@ def links(model: Model) -> Sequence[Link]:
     stages = (model.prelude, model.loop.layers, model.coda)
     for (theirs, ours), blocks in zip(STAGES.items(), stages, strict=True):
         for i, block in enumerate(blocks):
-            found += nest(_within(block, model.dim), f"transformer.{theirs}.{i}.", f"{ours}.{i}.")
+            found += nest(within(block), f"transformer.{theirs}.{i}.", f"{ours}.{i}.")
     return found
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 
 from open_mythos.hub.family import Settings, fail_unless_same, need
-from open_mythos.hub.huginn import FIXED, STAGES
-from open_mythos.hub.links import Link, link, nest
+from open_mythos.hub.huginn import FIXED, links_around
+from open_mythos.hub.links import Link, link
 from open_mythos.hub.llama import shape_of, shape_settings
 from open_mythos.hub.weights import Weights
 from open_mythos.loop.core import Loop
@@ -103,19 +103,7 @@ def to_config(model: Model) -> dict[str, Any]:
 
 
 def links(model: Model) -> Sequence[Link]:
-    assert model.loop is not None
-    found = [
-        link("transformer.wte.weight", "embed.weight"),
-        link("transformer.adapter.weight", "loop.inject.mix.weight"),
-        link("transformer.ln_f.weight", "norm.weight"),
-    ]
-    if not model.tied:
-        found.append(link("lm_head.weight", "head.weight"))
-    stages = (model.prelude, model.loop.layers, model.coda)
-    for (theirs, ours), blocks in zip(STAGES.items(), stages, strict=True):
-        for i, block in enumerate(blocks):
-            found += nest(_within(block), f"transformer.{theirs}.{i}.", f"{ours}.{i}.")
-    return found
+    return links_around(model, _within)
 
 
 def spare(config: Settings) -> dict[str, tuple[int, ...]]:
