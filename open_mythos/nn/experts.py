@@ -17,6 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, library
 from torch.nn import functional as F
 
+from open_mythos.nn.product import linear
+
 Rows = Float[Tensor, "M D"]
 GateUp = Float[Tensor, "E F2 D"]
 Down = Float[Tensor, "E D F"]
@@ -147,8 +149,8 @@ def _few(
 ) -> Rows:
     """Token by token: to sort so few would cost more than their products."""
     pairs = [(x[i : i + 1], e) for i, experts in enumerate(chosen.tolist()) for e in experts]
-    said = [F.linear(_swiglu(F.linear(row, gate_up[e])), down[e]) for row, e in pairs]
-    return (weights[:, None] @ torch.cat(said).view(*chosen.shape, -1)).squeeze(1)
+    said = [linear(_swiglu(linear(row, gate_up[e])), down[e]) for row, e in pairs]
+    return torch.bmm(weights[:, None], torch.cat(said).view(*chosen.shape, -1)).squeeze(1)
 
 
 def _fused(

@@ -33,6 +33,34 @@ def test_is_f_linear(shape: tuple[int, ...], biased: bool) -> None:
         close(linear(*given), slow.detach(), 1e-5)
 
 
+@pytest.mark.parametrize("shape", [(7,), (1, 40), (1, 1, 33)], ids=str)
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_row_is_multiplied_out(
+    shape: tuple[int, ...], biased: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without gradient, where the weight is neither small nor large."""
+    monkeypatch.setattr(product, "SMALL", 1)
+    monkeypatch.setattr(product, "LARGE", 2**40)
+    x, weight, bias = inputs(shape, 9)
+    given = (x, weight, bias) if biased else (x, weight)
+    summed: list[Tensor] = []
+    vecdot = torch.linalg.vecdot
+    monkeypatch.setattr(torch.linalg, "vecdot", lambda a, b: summed.append(vecdot(a, b)) or summed[-1])
+    assert torch.equal(linear(*given), F.linear(*given))
+    assert not summed
+    with torch.no_grad():
+        close(linear(*given), F.linear(*given), 1e-5)
+        close(
+            linear(x.expand(2, *shape)[:1, ..., ::2], weight[:, ::2]),
+            F.linear(x[None, ..., ::2], weight[:, ::2]),
+        )
+        assert len(summed) == 2
+        assert torch.equal(linear(x.expand(2, *shape), weight), F.linear(x.expand(2, *shape), weight))
+        with torch.autocast("cpu", torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+    assert len(summed) == 2
+
+
 def test_takes_views() -> None:
     x = torch.randn(6, 4, 10).transpose(0, 1)[..., ::2]
     weight = torch.randn(5, 8).mT
