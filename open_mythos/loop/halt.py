@@ -97,9 +97,9 @@ class AdaptiveHalting(nn.Module):
             running = (state.left > 0).float()
             ctx.tally.cost("ponder", _mean(running + running * ends * state.left, ctx))
         # The first step's answer starts from nothing, whatever the state began with.
-        so_far = torch.where((state.left == 1)[..., None], 0, state.answer)
+        so_far = state.answer.masked_fill((state.left == 1)[..., None], 0)
         answer = so_far + weight[..., None].to(h.dtype) * h
-        return state.but(h=h, answer=answer, left=torch.where(ends, 0, state.left - weight))
+        return state.but(h=h, answer=answer, left=(state.left - weight).masked_fill(ends, 0))
 
 
 @final

@@ -276,7 +276,7 @@ class LatentAttention(nn.Module):
 
 def _per_head(x: Float[Tensor, "B H T I"], maps: Float[Tensor, "H I O"]) -> Float[Tensor, "B H T O"]:
     """Each head through its own matrix; a plain product would copy the matrices for every sequence."""
-    rows = x.transpose(0, 1).flatten(1, 2) @ maps  # H B*T O
+    rows = torch.bmm(x.transpose(0, 1).flatten(1, 2), maps)  # H B*T O
     return rows.unflatten(1, (len(x), -1)).transpose(0, 1)
 
 

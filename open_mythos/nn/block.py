@@ -103,7 +103,7 @@ class PreNormBlock(nn.Module):
         return x + self._branch(self.ffn(self.ffn_norm(x), ctx), self.ffn_scale)
 
     def _branch(self, y: Hidden, scale: Tensor | None) -> Hidden:
-        y = F.dropout(y, self.config.dropout, self.training)
+        y = F.dropout(y, self.config.dropout) if self.training else y
         return y if scale is None else y * scale.to(y.dtype)
 
 

@@ -13,6 +13,7 @@ where processes share them out, travel to their owners (`spread.py`).
 `naive` computes every expert on every token and is the oracle.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
@@ -98,7 +99,7 @@ class MixtureOfExperts(nn.Module):
         self, x: Float[Tensor, "M D"]
     ) -> tuple[Int[Tensor, "M k"], Float[Tensor, "M k"], Float[Tensor, "M E"]]:
         """The chosen experts of each token, their weights (sum one), and all scores, in float32."""
-        with torch.autocast(_kind(x), enabled=False):
+        with _outside_autocast(x):
             scores = x.float() @ self.router.float().mT
         chosen = (scores.detach() + self.bias.float()).topk(self.config.chosen, dim=-1).indices
         return chosen, scores.gather(-1, chosen).softmax(-1), scores
@@ -148,6 +149,11 @@ def sequence_balance(
 def _kind(x: Tensor) -> str:
     """Of device; the meta device, which autocast does not know, counts as the CPU."""
     return "cpu" if x.is_meta else x.device.type
+
+
+def _outside_autocast(x: Tensor) -> AbstractContextManager[object]:
+    kind = _kind(x)
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:

@@ -107,8 +107,11 @@ class Rope(Config):
     def __call__(self, x: Float[Tensor, "B H T K"], ctx: Context) -> Float[Tensor, "B H T K"]:
         """Turn `x`, laid out (B H T K), by the positions of `ctx`."""
         width = x.shape[-1]
-        cos, sin = ctx.once(self.key(width), lambda: self._turns(width, ctx)).unbind(0)
-        return rotate(x, cos, sin, self.pairs)
+        turns = ctx.once(self.key(width), lambda: self._turns(width, ctx))
+        if self.pairs == "adjacent" and _suits_complex(x):
+            turn = ctx.once((*self.key(width), "complex"), lambda: torch.complex(turns[0], turns[1]))
+            return _turned(x, turn)
+        return rotate_plainly(x, turns[0], turns[1], self.pairs)
 
     def key(self, width: int) -> tuple[object, ...]:
         """Under which a context keeps the turns of heads of this width: (2 B 1 T half), cosines and sines."""
@@ -134,7 +137,7 @@ def rotate(
     pairs: Literal["adjacent", "halves"],
 ) -> Float[Tensor, "B H T K"]:
     if pairs == "adjacent" and _suits_complex(x):
-        return torch.view_as_real(_as_complex(x) * torch.complex(cos, sin)).flatten(-2).to(x.dtype)
+        return _turned(x, torch.complex(cos, sin))
     return rotate_plainly(x, cos, sin, pairs)
 
 
@@ -156,8 +159,13 @@ def _suits_complex(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or x.device.type not in ("cpu", "cuda"):
         return False
     if x.dtype == torch.float32:
-        return x.stride(-1) == 1 and not any(s % 2 for s in (*x.stride()[:-1], x.storage_offset()))
+        rows, heads, tokens, channels = x.stride()
+        return channels == 1 and rows % 2 == heads % 2 == tokens % 2 == x.storage_offset() % 2 == 0
     return x.dtype in (torch.bfloat16, torch.float16)
+
+
+def _turned(x: Float[Tensor, "B H T K"], turn: Complex[Tensor, "#B 1 T half"]) -> Float[Tensor, "B H T K"]:
+    return torch.view_as_real(_as_complex(x) * turn).flatten(-2).to(x.dtype)
 
 
 def _as_complex(x: Float[Tensor, "B H T K"]) -> Complex[Tensor, "B H T half"]:
