@@ -21,6 +21,27 @@ MUTATIONS = [
         "unit/nn/test_product.py",
     ),
     Mutation(
+        "products: the bias of one row",
+        "nn/product.py",
+        "return y if bias is None else y + bias",
+        "return y",
+        "unit/nn/test_product.py",
+    ),
+    Mutation(
+        "marks: kept for one step",
+        "loop/mark.py",
+        "ctx.kept((self, known, h.device)",
+        "ctx.kept((self, h.device)",
+        f"{LAWS}cache.py -k cut_anywhere[[8]-mythos-mla]",
+    ),
+    Mutation(
+        "casts: as the weight is now",
+        "nn/context.py",
+        "weight.is_inference() else weight._version",
+        "weight.is_inference() else 0",
+        "unit/nn/test_moe.py",
+    ),
+    Mutation(
         "causality: the triangle",
         "nn/context.py",
         "return Sight(causal=True)",

@@ -16,7 +16,6 @@ later token of its row is still running, and the cache does not keep every depth
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -99,7 +98,7 @@ class LoopCore(nn.Module):
         x, beside, past = self.recall(x, state.past, step)
         first = self._open(state.first)
         if self.lent:
-            ctx = replace(ctx, lender=Lender(first, step, ctx.cache))
+            ctx = ctx.but(lender=Lender(first, step, ctx.cache))
         y, going = self.route(x, state.e, state.left, step, ctx, self.run_layers)
         first = first if ctx.lender is None else ctx.lender.result()
         y = y if beside is None else y + beside
@@ -142,7 +141,7 @@ class LoopCore(nn.Module):
         if ctx.start is None:  # padding has nothing to think about
             state = state.but(left=state.left * (ctx.positions >= 0))
         if ctx.tally is not None:
-            ctx = replace(ctx, entered=(ctx.positions >= 0).sum().clamp_min(1))
+            ctx = ctx.but(entered=(ctx.positions >= 0).sum().clamp_min(1))
         state = state.but(past=self.recall.open(state.past), first=self._open(state.first))
         notes = Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
@@ -206,7 +205,7 @@ class _Run:
         ctx, tally = batch.ctx.turn(step, host), batch.ctx.tally
         # A step tells a tally of its own, or a compiled one would be made anew for every number of visits.
         own = None if tally is None else Tally()
-        ctx = replace(ctx, tally=own)
+        ctx = ctx if own is None else ctx.with_tally(own)
         if self.loop.remat and torch.is_grad_enabled():
             state = State(*checkpoint(self.loop.step, batch.state, ctx, step, last, use_reentrant=False))
         else:

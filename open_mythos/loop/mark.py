@@ -76,14 +76,20 @@ class SinusoidMark(nn.Module):
             raise ValueError(f"the loop index tells at least 1 step apart, got steps={config.steps}")
 
     def forward(self, h: Hidden, step: Steps, ctx: Context) -> Hidden:
-        if self.config.steps is not None:
-            step = step.clamp_max(self.config.steps - 1)
-        signal = step_sinusoid(step, self.channels, h.shape[-1], self.config.base)  # B D
-        signal = self.config.amplitude * signal[:, None]
+        known = ctx.place.step if ctx.cache is not None and ctx.step is step else None
+        if isinstance(known, int):  # the host knows the step, and all rows are at the same
+            signal = ctx.kept((self, known, h.device), lambda: self._signal(step[:1], h.shape[-1]))
+        else:
+            signal = self._signal(step, h.shape[-1])
         if self.config.relative:
             size = torch.linalg.vector_norm(h.detach(), dim=-1, keepdim=True, dtype=torch.float32)
             signal = signal * size / h.shape[-1] ** 0.5
         return h + signal.to(h.dtype)
+
+    def _signal(self, step: Steps, dim: int) -> Float[Tensor, "#B 1 D"]:
+        if self.config.steps is not None:
+            step = step.clamp_max(self.config.steps - 1)
+        return self.config.amplitude * step_sinusoid(step, self.channels, dim, self.config.base)[:, None]
 
 
 @final

@@ -23,7 +23,6 @@ Each module says whether tokens that are done may leave the batch for good (`may
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import final
 
 import torch
@@ -222,8 +221,7 @@ def _shorter(ctx: Context, pick: Int[Tensor, "B t"], there: Bool[Tensor, "B t"])
         mask = mask.expand(len(pick), -1, -1, -1).gather(2, rows)
         if not lent:
             mask = mask.gather(3, pick[:, None, None, :].expand(-1, 1, mask.shape[2], -1))
-    return replace(
-        ctx,
+    return ctx.but(
         positions=torch.where(there, ctx.positions.gather(1, pick), -1),
         start=None,
         tokens=None if ctx.tokens is None else ctx.tokens.gather(1, pick),
@@ -240,7 +238,7 @@ def _watched(chosen: Chosen, ctx: Context) -> Context:
     columns = torch.arange(flags.shape[1], device=flags.device)
     itself = columns == ctx.positions.clamp_min(0)[..., None]
     seen = (flags[:, None, :] | itself)[:, None]  # B 1 T S
-    return replace(ctx, mask=seen if ctx.mask is None else seen & ctx.mask, memo={})
+    return ctx.but(mask=seen if ctx.mask is None else seen & ctx.mask, memo={})
 
 
 Routing = Everyone | ExpertChoice | TokenChoice

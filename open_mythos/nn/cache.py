@@ -147,6 +147,7 @@ class KVCache:
         self.policy: Policy = policy if policy is not None else PerLoop()
         self._held: dict[tuple[str, int, int, int], Tensor] = {}
         self._depth = torch.zeros(rows, capacity + 1, dtype=torch.int32)  # steps that each token took
+        self.kept: dict[object, Tensor] = {}  # what calls work out once for all of them (Context.kept)
 
     @property
     def exact(self) -> bool:

@@ -10,7 +10,7 @@ not padding; with `documents`, only those of its own document; with `mask`, only
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -81,27 +81,34 @@ class Context:
     def span(self) -> Span:
         return Span(self.positions, self.start, self.end, self.rows)
 
+    def but(self, **changes: Any) -> "Context":
+        """The same but for these parts. Made for every layer of every step, so the rest is not looked at."""
+        if torch.compiler.is_compiling():  # it follows only this
+            return replace(self, **changes)
+        new = object.__new__(Context)
+        new.__dict__.update(self.__dict__, **changes)
+        return new
+
     def at(self, stage: str, layer: int) -> "Context":
-        return replace(self, place=Place(stage, layer, *self.place[2:]))
+        return self.but(place=Place(stage, layer, *self.place[2:]))
 
     def with_tally(self, tally: Tally) -> "Context":
-        return replace(self, tally=tally)
+        return self.but(tally=tally)
 
     def turn(self, step: Steps, host: Sequence[int]) -> "Context":
         """The context of one step. A cache wants to know the step on the host; layers want a tensor,
         so that a compiled step serves every depth."""
         if self.cache is None:
-            return replace(self, step=step)
+            return self.but(step=step)
         known = host[0] if len(set(host)) == 1 else tuple(host)
-        return replace(self, step=step, place=Place(step=known))
+        return self.but(step=step, place=Place(step=known))
 
     def take(self, rows: Tensor, length: int | None = None) -> "Context":
         """Only these rows of the batch, and only their first `length` tokens."""
         t = slice(None, length)
         cut = 0 if length is None else self.positions.shape[1] - length
         owners = self.rows if self.rows is not None else torch.arange(len(self.positions), device=rows.device)
-        return replace(
-            self,
+        return self.but(
             positions=self.positions[rows, t],
             end=self.end - cut if self.start is not None else self.end,
             tokens=None if self.tokens is None else self.tokens[rows, t],
@@ -130,7 +137,7 @@ class Context:
 
     def borrowing(self) -> "Context":
         """For layers that attend with the keys and values of the loop's first step, where it lends them."""
-        return self if self.lender is None else replace(self, cache=self.lender)
+        return self if self.lender is None else self.but(cache=self.lender)
 
     def once(self, key: object, make: Callable[[], Tensor]) -> Tensor:
         """`make()` the first time in this call, its result ever after."""
@@ -138,17 +145,24 @@ class Context:
             self.memo[key] = make()
         return self.memo[key]
 
-    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """`weight` in `dtype`, converted once per call and not once per step.
+    def kept(self, key: object, make: Callable[[], Tensor]) -> Tensor:
+        """`make()`, which depends on nothing but `key`: worked out once for all calls without gradient that
+        use the same cache, or else once per call.
 
-        Kept apart for calls with and without gradient: a copy made without has no way back.
+        Kept apart for calls with and without gradient: what is made without has no way back.
         """
+        grad, book = torch.is_grad_enabled(), self.casts
+        if isinstance(self.cache, KVCache) and not grad and not torch.compiler.is_compiling():
+            book = self.cache.kept
+        if (key, grad) not in book:
+            book[key, grad] = make()
+        return book[key, grad]
+
+    def cast(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """`weight` in `dtype`, converted once and not once per step."""
         if weight.dtype == dtype:
             return weight
-        key = id(weight), dtype, torch.is_grad_enabled()
-        if key not in self.casts:
-            self.casts[key] = weight.to(dtype)
-        return self.casts[key]
+        return self.kept((weight, _version(weight), dtype), lambda: weight.to(dtype))
 
     def fetched(
         self, weight: Tensor, dtype: torch.dtype, fetch: Callable[[Tensor, torch.dtype], Tensor]
@@ -197,6 +211,11 @@ class Context:
         visible = visible[:, None]
         visible = visible if self.mask is None else visible & self.mask
         return visible if self.columns is None else visible | (ask < 0)[:, None]
+
+
+def _version(weight: Tensor) -> int:
+    """Changes whenever the weight does, where that is counted."""
+    return 0 if torch.compiler.is_compiling() or weight.is_inference() else weight._version
 
 
 def _cut_mask(mask: Mask | None, rows: Tensor, length: int | None, batch: int) -> Mask | None:

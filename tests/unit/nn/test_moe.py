@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from open_mythos.nn import experts
+from open_mythos.nn.cache import KVCache
 from open_mythos.nn.context import Context, Place
 from open_mythos.nn.moe import MixtureOfExperts, MoE, sequence_balance
 from open_mythos.nn.tally import Tally
@@ -104,6 +105,26 @@ def test_weights_are_cast_once_per_call() -> None:
     layer(x, ctx)
     assert len(first) == 2
     assert all(ctx.casts[key] is tensor for key, tensor in first.items())
+
+
+def test_calls_that_share_a_cache_share_the_casts_until_a_weight_changes() -> None:
+    layer, x = awake(CONFIG), torch.randn(1, 3, DIM).bfloat16()
+    layer.shared_gate_up.bfloat16(), layer.shared_down.bfloat16()
+    cache = KVCache(1, 8)
+
+    def call() -> list[Tensor]:
+        ctx = Context.counting(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+        layer(x, ctx)
+        return [ctx.cast(stack, x.dtype) for stack in (layer.gate_up, layer.down)]
+
+    with torch.no_grad():
+        first, second = call(), call()
+        assert all(a is b for a, b in zip(first, second, strict=True))
+        layer.down.mul_(2)
+        third = call()
+    assert third[0] is first[0]
+    assert torch.equal(third[1], 2 * first[1])
+    assert all(cast.requires_grad for cast in call())  # with gradient, each call has its own
 
 
 def test_routing() -> None:
