@@ -125,7 +125,8 @@ class Sides:
         return self._their_step(tokens, targets), self._our_step(tokens, targets)
 
     def decode(self, rows: int, context: int) -> tuple[Run, Run]:
-        """One token per row, `context` tokens after the start."""
+        """One token per row, `context` tokens after the start: each side as its own `generate` runs it, the
+        original's under `no_grad`, ours under `inference_mode`."""
         tokens = self.tokens(rows, 1)
         seen, cache = self._caches(rows, context)
         theirs, ours, plan = self.theirs, self.lm, Plan(self.ours.cfg.max_loop_iters)
@@ -135,7 +136,8 @@ class Sides:
             return theirs(tokens, None, dict(seen), context)
 
         def ours_next() -> Tensor:
-            return ours(tokens, plan, ctx=Context.counting(tokens, context, cache))
+            with torch.inference_mode():
+                return ours(tokens, plan, ctx=Context.counting(tokens, context, cache))
 
         return self._inference(theirs_next), self._inference(ours_next)
 
