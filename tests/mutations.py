@@ -149,8 +149,8 @@ MUTATIONS = [
     Mutation(
         "autocast: no copies made without gradient",
         "nn/context.py",
-        "key = id(weight), dtype, torch.is_grad_enabled()",
-        "key = id(weight), dtype",
+        "grad, book = torch.is_grad_enabled(), self.casts",
+        "grad, book = False, self.casts",
         f"{LAWS}dtypes.py -k autocast",
     ),
     Mutation(
@@ -177,8 +177,8 @@ MUTATIONS = [
     Mutation(
         "halting: the answer begins from nothing",
         "loop/halt.py",
-        "0, state.answer)\n        answer = so_far + weight",
-        "state.answer, state.answer)\n        answer = so_far + weight",
+        "state.answer.masked_fill((state.left == 1)[..., None], 0)",
+        "state.answer",
         f"{LAWS}halt.py",
     ),
     Mutation(
