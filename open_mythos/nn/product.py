@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like two
+LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like eight
 SMALL = 2**15  # elements of a weight from which one row is multiplied out
 
 Rows = Float[Tensor, "... I"]
@@ -30,7 +30,7 @@ def linear(x: Rows, weight: Weight, bias: Bias | None = None) -> Out:
     """`F.linear`, equal to rounding."""
     rows, size = x.numel() // x.shape[-1], weight.numel()
     alone = rows == 1 and size >= SMALL and not torch.is_grad_enabled()
-    large = max(rows, 2) * size >= LARGE and rows > 0 and _has_onednn()
+    large = max(rows, 8) * size >= LARGE and rows > 0 and _has_onednn()
     if not (alone or large) or not _is_plain(x, weight):
         return F.linear(x, weight, bias)
     if not large:
