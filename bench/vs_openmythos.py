@@ -7,7 +7,7 @@ Every pair gives a ratio; the table shows the median of the ratios, the smallest
 ours is faster. `share` is what ours reaches of the rate of a plain matrix product measured in the same run.
 In bfloat16 both run under autocast (the original has no other). Both share a process, with the allocator as
 it is; with --keep-freed it keeps what is freed, as `mythos train` does, and both are faster. Results go to
-bench/results/ as JSON, those of a given number of threads to a file of their own.
+bench/results/ as JSON, those of a given number of threads or of kept memory to a file of their own.
 """
 
 import json
@@ -178,6 +178,7 @@ class Bench:
         }
         self.options.out.mkdir(parents=True, exist_ok=True)
         given = "" if self.options.threads is None else f"-{self.options.threads}-threads"
+        given += "-keep-freed" if self.options.keep_freed else ""
         path = self.options.out / f"vs_openmythos-{self.device.type}{given}.json"
         path.write_text(json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
         print(f"\n{path}")
