@@ -15,7 +15,7 @@ import torch
 
 Run = Callable[[], object]
 Clock = Literal["wall", "cpu"]
-SAMPLE = 0.05  # seconds that one sample lasts at least
+SAMPLE = 0.3  # seconds that one sample lasts at least: what decodes, decodes many tokens in a row
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,10 @@ class _Operations(TorchDispatchMode):
         self.seen: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with self:  # inference mode hands over what consists of others in one piece
+            result = func.decompose(*args, **(kwargs or {}))
+        if result is not NotImplemented:
+            return result
         if not func.is_view:
             self.seen[str(func)] += 1
         return func(*args, **(kwargs or {}))
