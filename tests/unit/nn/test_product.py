@@ -58,6 +58,9 @@ def test_one_row_is_multiplied_out(
         assert torch.equal(linear(x.expand(2, *shape), weight), F.linear(x.expand(2, *shape), weight))
         with torch.autocast("cpu", torch.bfloat16):
             assert linear(x, weight).dtype == torch.bfloat16
+        monkeypatch.setattr(product, "LARGE", 8)
+        monkeypatch.setattr(product, "_has_onednn", lambda: False)
+        assert torch.equal(linear(x, weight), F.linear(x, weight))
     assert len(summed) == 2
 
 
