@@ -33,6 +33,18 @@ def test_is_f_linear(shape: tuple[int, ...], biased: bool) -> None:
         close(linear(*given), slow.detach(), 1e-5)
 
 
+def test_large_products_take_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight, _ = inputs((2, 5), 3)
+    taken: list[Tensor] = []
+    onednn = product._onednn
+    monkeypatch.setattr(product, "_onednn", lambda *given: taken.append(onednn(*given)) or taken[-1])
+    linear(x, weight).sum().backward()
+    assert len(taken) == 2 * product._has_onednn()  # of the values and of the gradient of the rows
+    monkeypatch.setattr(product, "LARGE", 8 * weight.numel() + 1)
+    linear(x, weight)
+    assert len(taken) == 2 * product._has_onednn()
+
+
 @pytest.mark.parametrize("shape", [(7,), (1, 40), (1, 1, 33)], ids=str)
 @pytest.mark.parametrize("biased", [False, True])
 def test_one_row_is_multiplied_out(
