@@ -56,12 +56,11 @@ def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vecto
     if x.is_cuda:
         weight = None if weight is None else weight.float()
         return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
-    if weight is not None and not torch.compiler.is_compiling():
-        if torch.is_grad_enabled():
-            return _RMSNorm.apply(x, weight, eps)
-        if x.dtype == weight.dtype == torch.float32:
-            return F.rms_norm(x, weight.shape, weight, eps)
-    return plain_rms_norm(x, weight, eps)
+    if weight is None or torch.compiler.is_compiling():
+        return plain_rms_norm(x, weight, eps)
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps)
+    return _normed(x, weight, _inverse_rms(x, eps))
 
 
 def plain_rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vectors:
@@ -81,7 +80,7 @@ class _RMSNorm(torch.autograd.Function):
         scale = _inverse_rms(x, eps)
         ctx.save_for_backward(x, weight, scale)
         ctx.eps = eps
-        return (x * scale).mul_(weight.to(x.dtype))
+        return _normed(x, weight, scale)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
@@ -93,6 +92,10 @@ class _RMSNorm(torch.autograd.Function):
         shared = torch.linalg.vecdot(weighed, normed).unsqueeze(-1) / x.shape[-1]
         grad_weight = (grad * normed).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
         return torch.addcmul(weighed, normed, shared, value=-1) * scale, grad_weight, None
+
+
+def _normed(x: Vectors, weight: Float[Tensor, "D"], scale: Float[Tensor, "... 1"]) -> Vectors:
+    return (x * scale).mul_(weight.to(x.dtype))  # one new tensor: fresh memory costs more than the arithmetic
 
 
 def _inverse_rms(x: Vectors, eps: float) -> Float[Tensor, "... 1"]:
