@@ -8,12 +8,14 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import median
 from typing import Any, Literal
 
 import torch
 
 Run = Callable[[], object]
+Sample = Callable[[int], float]  # so many runs in a row; seconds per run
 Clock = Literal["wall", "cpu"]
 SAMPLE = 0.3  # seconds that one sample lasts at least: what decodes, decodes many tokens in a row
 
@@ -28,6 +30,7 @@ class Comparison:
     low: float
     high: float
     pairs: int
+    matmul_rate: float = math.nan  # the best that a plain matrix product reached between the pairs
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -44,10 +47,23 @@ class Timer:
     most: int = 15
 
     def compare(self, theirs: Run, ours: Run) -> Comparison:
-        once = self._warm(theirs), self._warm(ours)
+        once = self.warm(theirs), self.warm(ours)
+        return self.alternate(partial(self.seconds, theirs), partial(self.seconds, ours), once)
+
+    def alternate(
+        self,
+        theirs: Sample,
+        ours: Sample,
+        once: tuple[float, float],
+        product: Callable[[], float] | None = None,
+    ) -> Comparison:
+        """`once` says how long a run takes, about; after each pair, `product` measures the machine's rate."""
         pairs = min(max(int(self.budget / sum(max(t, SAMPLE) for t in once)), self.least), self.most)
         repeats = [max(1, math.ceil(SAMPLE / t)) for t in once]
-        taken = [(self.seconds(theirs, repeats[0]), self.seconds(ours, repeats[1])) for _ in range(pairs)]
+        taken, rates = [], []
+        for _ in range(pairs):
+            taken.append((theirs(repeats[0]), ours(repeats[1])))
+            rates.append(math.nan if product is None else product())
         ratios = [a / b for a, b in taken]
         return Comparison(
             median(a for a, _ in taken),
@@ -56,6 +72,7 @@ class Timer:
             min(ratios),
             max(ratios),
             pairs,
+            max(rates),
         )
 
     def seconds(self, run: Run, repeats: int = 1) -> float:
@@ -67,16 +84,16 @@ class Timer:
         self._settle()
         return (now() - start) / repeats
 
-    def matmul_peak(self, dtype: torch.dtype) -> float:
-        """The most floating-point operations per second that a product of square matrices reached here."""
+    def matmul_rate(self, dtype: torch.dtype) -> float:
+        """Floating-point operations per second of a product of square matrices, the better of two sizes."""
         rates = []
         for size in (1024, 2048) if self.device.type == "cpu" else (4096, 8192):
             a, b = (torch.randn(size, size, device=self.device).to(dtype) for _ in range(2))
             self.seconds(lambda a=a, b=b: a @ b)
-            rates += [2 * size**3 / self.seconds(lambda a=a, b=b: a @ b, 3) for _ in range(5)]
+            rates.append(2 * size**3 / self.seconds(lambda a=a, b=b: a @ b, 3))
         return max(rates)
 
-    def _warm(self, run: Run) -> float:
+    def warm(self, run: Run) -> float:
         """The first run pays for what is set up once; a quick one is run again for a fair estimate."""
         first = self.seconds(run)
         return first if first > 1 else min(first, self.seconds(run))

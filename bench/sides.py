@@ -142,7 +142,7 @@ class Sides:
         return self._inference(theirs_next), self._inference(ours_next)
 
     def attention(self, rows: int, context: int) -> tuple[Run, Run]:
-        """The first layer's attention on one token per row."""
+        """The first layer's attention on one token per row, each side in the mode that it decodes in."""
         seen, cache = self._caches(rows, context, layers=1)
         theirs, ours = self.theirs.prelude[0].attn, self.lm.prelude[0].mixer
         x = torch.randn(rows, 1, self.ours.cfg.dim, device=self.device)
@@ -152,9 +152,12 @@ class Sides:
             torch.zeros(rows, 1, dtype=torch.long, device=self.device),
         )
 
+        # Both get the turns of this position ready made: the original a row of its table, ours the context's.
+        ctx = Context.counting(tokens, context, cache).at("prelude", 0)
+
         def mix() -> Tensor:
-            ctx = Context.counting(tokens, context, cache).at("prelude", 0)
-            return ours(x, ctx)
+            with torch.inference_mode():
+                return ours(x, ctx)
 
         return self._inference(lambda: theirs(x, turns, None, dict(seen), "prelude_0")), self._inference(mix)
 
@@ -165,6 +168,9 @@ class Sides:
         return theirs / 64, cache.nbytes / (cache.capacity + 1)
 
     def _inference(self, run: Run) -> Run:
+        self.theirs.eval()
+        self.lm.eval()
+
         def quietly() -> Tensor:
             with torch.no_grad(), self.arithmetic():
                 return run()

@@ -2,18 +2,20 @@
 
     python bench/vs_openmythos.py [--quick] [--tasks forward train decode ...] [--device cuda]
 
-Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B.
-Every pair gives a ratio; the table shows the median of the ratios, the smallest and the largest. Above one,
-ours is faster. `share` is what ours reaches of the rate of a plain matrix product measured in the same run.
-In bfloat16 both run under autocast (the original has no other). Both share a process, with the allocator as
-it is; with --keep-freed it keeps what is freed, as `mythos train` does, and both are faster. Results go to
-bench/results/ as JSON, those of a given number of threads or of kept memory to a file of their own.
+Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B,
+each in a process of its own. Every pair gives a ratio; the table shows the median of the ratios, the smallest
+and the largest. Above one, ours is faster. `share` is what ours reaches of the best rate of a plain matrix
+product, which takes its turn after every pair. In bfloat16 both run under autocast (the original has no
+other). On a CPU `mythos train` has the C library keep what is freed, so ours trains here with that;
+--keep-freed none leaves it out, and all gives it to both sides in every task. Results go to bench/results/ as
+JSON, those of a given number of threads or of another choice of --keep-freed to a file of their own.
 """
 
 import json
 import sys
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,10 +26,9 @@ import memory
 import original
 import torch
 import tyro
-from clock import Clock, Timer
+from clock import Clock, Comparison, Timer
 from sides import LATENT_LAYERS, ONE_LAYER, SIZES, Mixer, Precision, Sides
-
-from open_mythos.train.allocator import keep_freed_memory
+from worker import Setting, Side, Work, working
 
 Task = Literal["forward", "train", "decode", "attention", "memory", "cache", "counts"]
 TASKS: tuple[Task, ...] = ("forward", "train", "decode", "attention", "memory", "cache", "counts")
@@ -48,7 +49,7 @@ class Options:
     compiled: bool = False  # also with both sides under torch.compile (minutes of warming up)
     threads: int | None = None
     clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
-    keep_freed: bool = False  # both sides in a process that keeps freed memory, as `mythos train` does
+    keep_freed: Literal["train", "none", "all"] = "train"  # "train": ours when it trains, as `mythos train`
     budget: float = 6.0  # seconds per row, at least three pairs
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     original: Path | None = None  # folder of an unpacked wheel; else pip downloads it
@@ -65,13 +66,10 @@ class Bench:
         self.module = original.load(self.folder)
         self.timer = Timer(self.device, options.clock, options.budget)
         self.rows: list[dict[str, Any]] = []
-        self.peaks = {name: self.timer.matmul_peak(getattr(torch, name)) for name in options.precisions}
 
     def run(self) -> None:
         options = self.options
         print(f"{machine.name(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-        for name, peak in self.peaks.items():
-            print(f"matrix product, {name}: {peak / 1e9:.0f} GFLOP/s")
         for dim in options.dims:
             for mixer in options.mixers:
                 self._model(dim, mixer)
@@ -80,16 +78,17 @@ class Bench:
         self._save()
 
     def _model(self, dim: int, mixer: Mixer) -> None:
-        name, rows = f"dim {dim} {mixer}", SIZES[dim].rows
-        sides = Sides.build(self.module, SIZES[dim].settings(mixer), self.device)
+        name, rows, settings = f"dim {dim} {mixer}", SIZES[dim].rows, SIZES[dim].settings(mixer)
+        sides = Sides.build(self.module, settings, self.device)
         _check_equal(name, sides)
         print(f"\n{HEADER}")
-        for sides.precision in self.options.precisions:
-            for task, batch, length in self._cases(dim, rows):
-                self._compare(sides, name, task, batch, length)
+        for task, cases in self._cases(dim, rows).items():
+            self._compare(sides, settings, name, [Work(task, *case) for case in cases])
         sides.precision = "float32"
-        if self.options.compiled and "forward" in self.options.tasks:
-            self._compiled(sides, name, rows)
+        if self.options.compiled:
+            for task in ("forward", "train"):
+                works = [Work(task, rows, 256, "float32")]
+                self._compare(sides, settings, name, works, compiled=True)
         if "cache" in self.options.tasks:
             self._pair(name, "cache, bytes per token", *sides.cache_bytes())
         if "counts" in self.options.tasks:
@@ -97,52 +96,77 @@ class Bench:
         if "memory" in self.options.tasks:
             self._memory(name, dim, mixer, rows)
 
-    def _cases(self, dim: int, rows: int) -> Iterator[tuple[Task, int, int]]:
-        """(task, sequences, tokens of each or of context)."""
+    def _cases(self, dim: int, rows: int) -> dict[Task, list[tuple[int, int, Precision]]]:
+        """For each task (sequences, tokens of each or of context, precision)."""
         options = self.options
-        for task in ("forward", "train"):
-            if task in options.tasks:
-                yield task, rows, 256
-                if options.long and dim == 256:
-                    yield task, 1, options.long
-        if "decode" in options.tasks:
-            yield from (
-                ("decode", batch, context) for context in options.contexts for batch in options.batches
-            )
+        lengths = [(rows, 256)] + [(1, options.long)] * bool(options.long and dim == 256)
+        cases: dict[Task, list[tuple[int, int]]] = {
+            "forward": lengths,
+            "train": lengths,
+            "decode": [(batch, context) for context in options.contexts for batch in options.batches],
+        }
+        return {
+            task: [(*case, precision) for precision in options.precisions for case in found]
+            for task, found in cases.items()
+            if task in options.tasks
+        }
 
-    def _compare(self, sides: Sides, name: str, task: Task, batch: int, length: int, note: str = "") -> None:
-        theirs, ours = getattr(sides, task)(batch, length)
-        timing = self.timer.compare(theirs, ours)
-        dense = task in ("forward", "train") and not note
-        rate = flops.count(ours) / timing.ours if dense else None
-        share = rate / self.peaks[sides.precision] if rate is not None else None
-        label = f"{name} {task} {batch}x{length} {sides.precision}{note}"
+    def _compare(
+        self, sides: Sides, settings: dict[str, Any], name: str, works: list[Work], compiled: bool = False
+    ) -> None:
+        """Works of one task, each side in one process for all of them. `sides` is to count operations."""
+        with ExitStack() as stack:
+            theirs, ours = (
+                stack.enter_context(working(self._setting(side, settings, works[0].task, compiled)))
+                for side in ("theirs", "ours")
+            )
+            for work in works:
+                once = theirs.prepare(work), ours.prepare(work)
+                product = partial(self.timer.matmul_rate, getattr(torch, work.precision))
+                timing = self.timer.alternate(theirs.sample, ours.sample, once, product)
+                self._keep(sides, name, work, timing, compiled)
+
+    def _setting(self, side: Side, settings: dict[str, Any], task: str, compiled: bool) -> Setting:
+        keep = {"all": True, "none": False, "train": side == "ours" and task == "train"}
+        options = self.options
+        return Setting(
+            side,
+            settings,
+            self.folder,
+            options.device,
+            torch.get_num_threads(),
+            options.clock,
+            keep_freed=self.device.type == "cpu" and keep[options.keep_freed],
+            compiled=compiled,
+        )
+
+    def _keep(self, sides: Sides, name: str, work: Work, timing: Comparison, compiled: bool) -> None:
+        rate = None
+        if work.task in ("forward", "train") and not compiled:
+            sides.precision = work.precision
+            rate = flops.count(getattr(sides, work.task)(work.batch, work.length)[1]) / timing.ours
+        share = None if rate is None else rate / timing.matmul_rate
+        note = "compiled" if compiled else ""
+        label = f"{name} {work.task} {work.batch}x{work.length} {work.precision} {note}"
         spread = f"{timing.ratio:8.2f}{timing.low:7.2f}{timing.high:7.2f}{timing.pairs:7d}"
         times = f"{timing.theirs * 1e3:9.1f} ms{timing.ours * 1e3:9.1f} ms"
         print(f"{label:40}{times}{spread}{'' if share is None else f'{share:8.0%}'}", flush=True)
         self.rows.append(
-            {"model": name, "task": task, "batch": batch, "length": length, "precision": sides.precision}
-            | {"note": note.strip(), "flop_per_second": rate, "share_of_peak": share}
+            {"model": name, "task": work.task, "batch": work.batch, "length": work.length}
+            | {"precision": work.precision, "note": note}
+            | {"flop_per_second": rate, "share_of_peak": share}
             | timing.to_dict()
         )
-
-    def _compiled(self, sides: Sides, name: str, rows: int) -> None:
-        """The original whole, of ours the step of the loop; shapes are fixed."""
-        plain = sides.theirs, sides.lm.loop.step
-        sides.theirs = torch.compile(sides.theirs, dynamic=False)
-        sides.lm.loop.step = torch.compile(sides.lm.loop.step, dynamic=False)
-        for task in ("forward", "train"):
-            self._compare(sides, name, task, rows, 256, " compiled")
-        sides.theirs, sides.lm.loop.step = plain
 
     def _latent_layers(self) -> None:
         """MLA's attention alone, one token against a long context."""
         print(f"\n{HEADER}")
+        cases = ((1, 4096), (1, 8192), (4, 1024))
         for name, dims in LATENT_LAYERS.items():
-            sides = Sides.build(self.module, ONE_LAYER | dims, self.device)
-            for sides.precision in self.options.precisions:
-                for batch, context in ((1, 4096), (1, 8192), (4, 1024)):
-                    self._compare(sides, name, "attention", batch, context)
+            settings = ONE_LAYER | dims
+            sides = Sides.build(self.module, settings, self.device)
+            works = [Work("attention", *case, p) for p in self.options.precisions for case in cases]
+            self._compare(sides, settings, name, works)
 
     def _counts(self, sides: Sides, name: str, rows: int) -> None:
         """Kernels and waits; on a CPU operations and reads."""
@@ -174,11 +198,10 @@ class Bench:
             "threads": torch.get_num_threads(),
             "clock": self.options.clock,
             "keep_freed": self.options.keep_freed,
-            "matmul_peak": self.peaks,
         }
         self.options.out.mkdir(parents=True, exist_ok=True)
         given = "" if self.options.threads is None else f"-{self.options.threads}-threads"
-        given += "-keep-freed" if self.options.keep_freed else ""
+        given += {"train": "", "none": "-keep-nothing", "all": "-keep-freed"}[self.options.keep_freed]
         path = self.options.out / f"vs_openmythos-{self.device.type}{given}.json"
         path.write_text(json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
         print(f"\n{path}")
@@ -199,8 +222,6 @@ def main() -> None:
     if options.quick:
         options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
         options.contexts, options.batches, options.budget = (128, 1024), (1,), 2.0
-    if options.keep_freed:
-        keep_freed_memory()
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
