@@ -63,7 +63,7 @@ class _Linear(torch.autograd.Function):
 
 def _multiplied_out(x: Rows, weight: Weight, bias: Bias | None) -> Out:
     """Of one row: every product, then the sums."""
-    y = torch.linalg.vecdot(weight, x.reshape(1, -1)).view(*x.shape[:-1], -1)
+    y = torch.linalg.vecdot(weight, x.unsqueeze(-2))
     return y if bias is None else y + bias
 
 
