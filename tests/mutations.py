@@ -387,7 +387,7 @@ MUTATIONS = [
     Mutation(
         "norm: statistics in float32",
         "nn/norm.py",
-        "torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)",
+        "torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x))",
         "torch.linalg.vector_norm(x, dim=-1, keepdim=True)",
         "unit/nn/test_norm.py",
     ),

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.loop.state import State
+from open_mythos.nn.norm import at_least_float32
 from open_mythos.shapes import Logits, PerToken
 
 Readout = Callable[[State], Logits]
@@ -53,8 +54,9 @@ class StateChange(Config):
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
     ) -> PerToken:
-        moved = torch.linalg.vector_norm(after.h - before.h, dim=-1, dtype=torch.float32)
-        change = moved / torch.linalg.vector_norm(after.h, dim=-1, dtype=torch.float32)
+        dtype = at_least_float32(after.h)
+        moved = torch.linalg.vector_norm(after.h - before.h, dim=-1, dtype=dtype)
+        change = moved / torch.linalg.vector_norm(after.h, dim=-1, dtype=dtype)
         return _on_average(change, self.together)
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:

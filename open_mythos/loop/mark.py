@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
+from open_mythos.nn.norm import at_least_float32
 from open_mythos.shapes import Hidden, Positions, Steps
 
 
@@ -82,7 +83,7 @@ class SinusoidMark(nn.Module):
         else:
             signal = self._signal(step, h.shape[-1])
         if self.config.relative:
-            size = torch.linalg.vector_norm(h.detach(), dim=-1, keepdim=True, dtype=torch.float32)
+            size = torch.linalg.vector_norm(h.detach(), dim=-1, keepdim=True, dtype=at_least_float32(h))
             signal = signal * size / h.shape[-1] ** 0.5
         return h + signal.to(h.dtype)
 

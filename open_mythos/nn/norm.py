@@ -3,7 +3,7 @@
     RMSNorm      x / rms(x) * w              Zhang & Sennrich 2019 (arXiv 1910.07467)
     LayerNorm    (x - mean) / std * w + b    Ba et al. 2016 (arXiv 1607.06450)
 
-Statistics are taken in float32 whatever the dtype of `x`, and the result comes back in that dtype.
+Statistics are taken in float32, of float64 in float64, and the result comes back in the dtype of `x`.
 On a CPU, where no kernel fuses a norm with its gradient, the backward pass of RMSNorm is written out;
 `plain_rms_norm` is its oracle.
 """
@@ -94,13 +94,18 @@ class _RMSNorm(torch.autograd.Function):
         return torch.addcmul(weighed, normed, shared, value=-1) * scale, grad_weight, None
 
 
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """In which to take statistics of `x`."""
+    return x.dtype if x.dtype == torch.float64 else torch.float32
+
+
 def _normed(x: Vectors, weight: Float[Tensor, "D"], scale: Float[Tensor, "... 1"]) -> Vectors:
     return (x * scale).mul_(weight.to(x.dtype))  # one new tensor: fresh memory costs more than the arithmetic
 
 
 def _inverse_rms(x: Vectors, eps: float) -> Float[Tensor, "... 1"]:
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
-    return torch.rsqrt(norm.square() / x.shape[-1] + eps).to(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x))
+    return torch.rsqrt(torch.rsub(norm * norm, eps, alpha=-1 / x.shape[-1])).to(x.dtype)  # eps + norm^2 / D
 
 
 Norm = RMSNorm | LayerNorm

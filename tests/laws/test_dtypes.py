@@ -1,10 +1,10 @@
-"""Every model runs in half precision, and autocast gives gradients to the same parameters."""
+"""Every model runs in half and in double precision, and autocast gives gradients to the same parameters."""
 
 import pytest
 import torch
 
 from open_mythos.loop.schedule import Plan
-from tests.zoo import EVERY, LOOPED, awake, gradients, words
+from tests.zoo import EVERY, LOOPED, awake, close, gradients, words
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -25,6 +25,20 @@ def test_half_precision_is_near(name: str) -> None:
         exact = model(tokens)
         rounded = model.bfloat16()(tokens).float()
     assert (rounded - exact).norm() < 0.05 * exact.norm()
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_learns_in_float64(name: str) -> None:
+    """To look closer at float32, whose rounding is all that may lie between the two."""
+    model, double, tokens = awake(EVERY[name]), awake(EVERY[name]).double(), words(2, 16)
+    single, exact = model(tokens), double(tokens)
+    assert exact.dtype == torch.float64
+    close(single.double(), exact, 1e-4)
+    for logits in (single, exact):
+        logits.log_softmax(-1)[..., 0].mean().backward()
+    assert gradients(double).keys() == gradients(model).keys()
+    for key, grad in gradients(double).items():
+        close(gradients(model)[key].double(), grad, 1e-4)
 
 
 @pytest.mark.parametrize("name", EVERY)
