@@ -315,6 +315,13 @@ MUTATIONS = [
         "unit/nn/test_attend.py -k few",
     ),
     Mutation(
+        "attention: heads as queries keep each query's mask",
+        "nn/attend.py",
+        "mask[:, :, None].expand(-1, -1, q.shape[1], -1, -1).flatten(2, 3)",
+        "mask[:, :, :, None].expand(-1, -1, -1, q.shape[1], -1).flatten(2, 3)",
+        "unit/nn/test_attend.py -k latents",
+    ),
+    Mutation(
         "attention: blocks look back only",
         "nn/blockwise.py",
         "above = q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)",
@@ -331,8 +338,8 @@ MUTATIONS = [
     Mutation(
         "latent attention: absorbed is rebuilt",
         "nn/attention.py",
-        "keys[..., : c.kv_rank], ctx.sight(), self.scale)",
-        "keys[..., : c.kv_rank], ctx.sight())",
+        "c.kv_rank, ctx.sight(), self.scale)",
+        "c.kv_rank, ctx.sight(), 1.0)",
         "unit/nn/test_attention.py",
     ),
     Mutation(

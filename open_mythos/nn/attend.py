@@ -4,8 +4,9 @@
 
 Few queries, as in decoding, go through two plain products with the heads of a group as the rows of one
 matrix (on a CPU that is many times faster than a fused kernel; see docs/numerics.md). Short causal rows on
-a CPU go block by block (blockwise.py). All else goes through `scaled_dot_product_attention`. The oracle of
-all is `attend_naively`.
+a CPU go block by block (blockwise.py). All else goes through `scaled_dot_product_attention`. Where values are
+a part of the keys, as MLA's latents are (`attend_latents`), the fused kernel can be told that the heads are
+queries of one head; it then reads what is held once and not twice. The oracle of all is `attend_naively`.
 """
 
 import torch
@@ -18,6 +19,7 @@ from open_mythos.nn.context import Sight
 from open_mythos.shapes import Keys, Mask, Mixed, Queries, Values
 
 FEW = 8  # queries per head up to which plain products are taken
+LONG = 2**20  # numbers held per row from which reading them twice costs more than that kernel's start
 SHORT = 1024  # tokens per row up to which blocks are taken; their memory grows with its square
 
 
@@ -43,6 +45,20 @@ def attend(
         enable_gqa=q.shape[1] != k.shape[1],
     )
     return mixed[..., : v.shape[-1]]
+
+
+def attend_latents(q: Queries, held: Keys, rank: int, sight: Sight, scale: float) -> Mixed:
+    """`attend` with one key for all heads, whose first `rank` channels are the value."""
+    once = q.device.type == "cpu" and q.dtype == held.dtype == torch.float32 and not torch.is_grad_enabled()
+    few = q.shape[2] <= FEW and not sight.causal
+    if not once or not few or held.shape[2] * held.shape[3] < LONG:
+        return attend(q, held, held[..., :rank], sight, scale)
+    mask = sight.mask
+    if mask is not None:  # B 1 T S, for every head
+        mask = mask[:, :, None].expand(-1, -1, q.shape[1], -1, -1).flatten(2, 3)
+    rows = q.flatten(1, 2)[:, None]  # B 1 HT W
+    mixed = F.scaled_dot_product_attention(rows, held, held, attn_mask=mask, scale=scale)
+    return mixed[..., :rank].view(*q.shape[:3], rank)
 
 
 def attend_naively(q: Queries, k: Keys, v: Values, sight: Sight, scale: float | None = None) -> Mixed:

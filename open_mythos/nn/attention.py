@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from open_mythos.config import Config
-from open_mythos.nn.attend import attend
+from open_mythos.nn.attend import attend, attend_latents
 from open_mythos.nn.context import Context
 from open_mythos.nn.linear import Linear, Plain
 from open_mythos.nn.norm import RootMeanSquareNorm, rms_norm
@@ -253,8 +253,7 @@ class LatentAttention(nn.Module):
         to_key, to_value = up.split([c.nope_dim, c.value_dim], dim=1)  # H nope R, H value R
         q_nope, q_rope = q.split([c.nope_dim, c.rope_dim], dim=-1)
         query = torch.cat([_per_head(q_nope, to_key), q_rope], dim=-1)  # B H T W
-        keys = held[:, None]
-        mixed = attend(query, keys, keys[..., : c.kv_rank], ctx.sight(), self.scale)
+        mixed = attend_latents(query, held[:, None], c.kv_rank, ctx.sight(), self.scale)
         return _per_head(mixed, to_value.mT)
 
     def _project(self, x: Hidden, ctx: Context) -> tuple[Queries, Latents]:

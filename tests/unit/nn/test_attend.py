@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from open_mythos.nn import attend as attend_module
-from open_mythos.nn.attend import FEW, SHORT, attend, attend_naively
+from open_mythos.nn.attend import FEW, SHORT, attend, attend_latents, attend_naively
 from open_mythos.nn.blockwise import attend_blockwise
 from open_mythos.nn.context import Sight
 from tests.zoo import close
@@ -80,19 +80,46 @@ def test_the_gradient_of_blocks_has_a_gradient() -> None:
     close(*twice, 1e-4)
 
 
-def test_few_queries_take_plain_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fused kernel is a trap for decoding on a CPU, so it must not be met there."""
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many queries each call of the fused kernel had."""
     calls: list[int] = []
-    kernel = attend_module.F.scaled_dot_product_attention
+    called = attend_module.F.scaled_dot_product_attention
 
     def counted(*args: Tensor, **options: object) -> Tensor:
         calls.append(args[0].shape[2])
-        return kernel(*args, **options)
+        return called(*args, **options)
 
     monkeypatch.setattr(attend_module.F, "scaled_dot_product_attention", counted)
+    return calls
+
+
+def test_few_queries_take_plain_products(kernel: list[int]) -> None:
+    """The fused kernel is a trap for decoding on a CPU, so it must not be met there."""
     for asked in (1, FEW, FEW + 1):
         attend(*inputs(SHAPES[1], asked, 20), Sight())
-    assert calls == [FEW + 1]
+    assert kernel == [FEW + 1]
+
+
+@pytest.mark.parametrize("kind", ["all", "mask"])
+@pytest.mark.parametrize("asked", [1, 3, FEW + 1])
+def test_latents_agree_with_the_definition(
+    kernel: list[int], monkeypatch: pytest.MonkeyPatch, kind: str, asked: int
+) -> None:
+    """With the heads as queries of one head, where much is held, and without; gradients always without."""
+    held = torch.randn(2, 1, 13, 12, requires_grad=True)
+    q = torch.randn(2, 4, asked, 12, requires_grad=True)
+    look = sight(kind, asked, 13)
+    expected = attend_naively(q, held, held[..., :8], look, 0.3)
+    fused = [asked] if asked > FEW else []
+    with torch.no_grad():
+        close(attend_latents(q, held, 8, look, 0.3), expected, 1e-6)
+        assert kernel == fused
+        monkeypatch.setattr(attend_module, "LONG", 13 * 12)
+        close(attend_latents(q, held, 8, look, 0.3), expected, 1e-6)
+        assert kernel == fused + (fused or [4 * asked])
+    given, towards = attend_latents(q, held, 8, look, 0.3), torch.randn_like(expected)
+    close(*(torch.autograd.grad(y, (q, held), towards) for y in (given, expected)), 1e-5)
 
 
 def test_dropout_drops() -> None:
