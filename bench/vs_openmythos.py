@@ -16,6 +16,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,9 +71,8 @@ class Bench:
     def run(self) -> None:
         options = self.options
         print(f"{machine.name(self.device)}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-        for dim in options.dims:
-            for mixer in options.mixers:
-                self._model(dim, mixer)
+        for dim, mixer in product(options.dims, options.mixers) if options.tasks != ("attention",) else ():
+            self._model(dim, mixer)
         if "attention" in options.tasks:
             self._latent_layers()
         self._save()
@@ -122,8 +122,8 @@ class Bench:
             )
             for work in works:
                 once = theirs.prepare(work), ours.prepare(work)
-                product = partial(self.timer.matmul_rate, getattr(torch, work.precision))
-                timing = self.timer.alternate(theirs.sample, ours.sample, once, product)
+                rate = partial(self.timer.matmul_rate, getattr(torch, work.precision))
+                timing = self.timer.alternate(theirs.sample, ours.sample, once, rate)
                 self._keep(sides, name, work, timing, compiled)
 
     def _setting(self, side: Side, settings: dict[str, Any], task: str, compiled: bool) -> Setting:
