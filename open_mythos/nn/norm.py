@@ -54,8 +54,9 @@ class RootMeanSquareNorm(nn.Module):
 
 def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vectors:
     if x.is_cuda:
-        weight = None if weight is None else weight.float()
-        return F.rms_norm(x.float(), x.shape[-1:], weight, eps).to(x.dtype)
+        dtype = at_least_float32(x)
+        weight = None if weight is None else weight.to(dtype)
+        return F.rms_norm(x.to(dtype), x.shape[-1:], weight, eps).to(x.dtype)
     if weight is None or torch.compiler.is_compiling():
         return plain_rms_norm(x, weight, eps)
     if torch.is_grad_enabled():
@@ -90,7 +91,8 @@ class _RMSNorm(torch.autograd.Function):
         normed = x * scale
         weighed = grad * weight.to(grad.dtype)
         shared = torch.linalg.vecdot(weighed, normed).unsqueeze(-1) / x.shape[-1]
-        grad_weight = (grad * normed).flatten(0, -2).sum(0, dtype=torch.float32).to(weight.dtype)
+        told = (grad * normed).flatten(0, -2)
+        grad_weight = told.sum(0, dtype=at_least_float32(told)).to(weight.dtype)
         return torch.addcmul(weighed, normed, shared, value=-1) * scale, grad_weight, None
 
 
