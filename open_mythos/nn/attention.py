@@ -26,6 +26,8 @@ from open_mythos.nn.rope import Rope
 from open_mythos.shapes import Hidden, Keys, Mixed, Queries, Values
 
 Latents = Float[Tensor, "B S W"]  # per token: the latent of all heads, then their one rotary key
+# Of each query, what meets the latent and what meets the rotary key.
+Halves = tuple[Float[Tensor, "B H T nope"], Float[Tensor, "B H T rope"]]
 
 
 class HeadNorm(Config):
@@ -237,32 +239,31 @@ class LatentAttention(nn.Module):
             mixed = self.absorbed(q, held, ctx)
         return self.out(mixed.transpose(1, 2).flatten(-2), ctx)
 
-    def rebuilt(self, q: Queries, held: Latents, ctx: Context, dropout: float = 0.0) -> Mixed:
+    def rebuilt(self, q: Halves, held: Latents, ctx: Context, dropout: float = 0.0) -> Mixed:
         """Keys and values of every head, then ordinary attention."""
         c = self.config
-        latent, k_rope = held.split([c.kv_rank, c.rope_dim], dim=-1)
+        latent, k_rope = held.split_with_sizes((c.kv_rank, c.rope_dim), -1)
         kv = self.kv_up(latent).unflatten(-1, (c.heads, -1)).transpose(1, 2)  # B H S nope+value
-        k_nope, v = kv.split([c.nope_dim, c.value_dim], dim=-1)
+        k_nope, v = kv.split_with_sizes((c.nope_dim, c.value_dim), -1)
         k = torch.cat([k_nope, k_rope[:, None].expand(-1, c.heads, -1, -1)], dim=-1)
-        return attend(q, k, v, ctx.sight(), self.scale, dropout)
+        return attend(torch.cat(q, dim=-1), k, v, ctx.sight(), self.scale, dropout)
 
-    def absorbed(self, q: Queries, held: Latents, ctx: Context) -> Mixed:
+    def absorbed(self, q: Halves, held: Latents, ctx: Context) -> Mixed:
         """Attention among latents: one key/value head of width kv_rank + rope_dim for all query heads."""
-        c = self.config
-        up = ctx.cast(self.kv_up.weight, q.dtype).view(c.heads, -1, c.kv_rank)
-        to_key, to_value = up.split([c.nope_dim, c.value_dim], dim=1)  # H nope R, H value R
-        q_nope, q_rope = q.split([c.nope_dim, c.rope_dim], dim=-1)
+        c, (q_nope, q_rope) = self.config, q
+        up = ctx.cast(self.kv_up.weight, q_nope.dtype).view(c.heads, -1, c.kv_rank)
+        to_key, to_value = up.split_with_sizes((c.nope_dim, c.value_dim), 1)  # H nope R, H value R
         query = torch.cat([_per_head(q_nope, to_key), q_rope], dim=-1)  # B H T W
         mixed = attend_latents(query, held[:, None], c.kv_rank, ctx.sight(), self.scale)
         return _per_head(mixed, to_value.mT)
 
-    def _project(self, x: Hidden, ctx: Context) -> tuple[Queries, Latents]:
+    def _project(self, x: Hidden, ctx: Context) -> tuple[Halves, Latents]:
         c = self.config
-        q = self.q_up(self.q_norm(self.q_down(x, ctx)), ctx).unflatten(-1, (c.heads, -1)).transpose(1, 2)
-        q_nope, q_rope = q.split([c.nope_dim, c.rope_dim], dim=-1)
-        latent, k_rope = self.kv_down(x, ctx).split([c.kv_rank, c.rope_dim], dim=-1)
+        q = self.q_up(self.q_norm(self.q_down(x, ctx)), ctx).view(*x.shape[:2], c.heads, -1).transpose(1, 2)
+        q_nope, q_rope = q.split_with_sizes((c.nope_dim, c.rope_dim), -1)
+        latent, k_rope = self.kv_down(x, ctx).split_with_sizes((c.kv_rank, c.rope_dim), -1)
         turned = c.rope(k_rope[:, None], ctx)[:, 0]
-        return torch.cat([q_nope, c.rope(q_rope, ctx)], -1), torch.cat([self.kv_norm(latent), turned], -1)
+        return (q_nope, c.rope(q_rope, ctx)), torch.cat([self.kv_norm(latent), turned], -1)
 
     def _absorbing_is_cheaper(self, asked: int, held: int) -> bool:
         """Multiplications per head: attention in the latent's width, or rebuilding every key and value."""
@@ -276,7 +277,7 @@ class LatentAttention(nn.Module):
 def _per_head(x: Float[Tensor, "B H T I"], maps: Float[Tensor, "H I O"]) -> Float[Tensor, "B H T O"]:
     """Each head through its own matrix; a plain product would copy the matrices for every sequence."""
     rows = torch.bmm(x.transpose(0, 1).flatten(1, 2), maps)  # H B*T O
-    return rows.unflatten(1, (len(x), -1)).transpose(0, 1)
+    return rows.view(x.shape[1], x.shape[0], x.shape[2], -1).transpose(0, 1)
 
 
 Mixer = GQA | MLA
