@@ -399,6 +399,13 @@ MUTATIONS = [
         "unit/nn/test_norm.py",
     ),
     Mutation(
+        "norm: of one row",
+        "nn/norm.py",
+        "/ x.shape[-1] + eps) ** -0.5",
+        "/ x.shape[-1]) ** -0.5",
+        "unit/nn/test_norm.py",
+    ),
+    Mutation(
         "experts: weights sum to one",
         "nn/moe.py",
         "scores.gather(-1, chosen).softmax(-1)",

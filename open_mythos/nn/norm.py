@@ -4,8 +4,8 @@
     LayerNorm    (x - mean) / std * w + b    Ba et al. 2016 (arXiv 1607.06450)
 
 Statistics are taken in float32, of float64 in float64, and the result comes back in the dtype of `x`.
-On a CPU, where no kernel fuses a norm with its gradient, the backward pass of RMSNorm is written out;
-`plain_rms_norm` is its oracle.
+On a CPU, where no kernel fuses a norm with its gradient, the backward pass of RMSNorm is written out, and of
+a single row, as in decoding, the scale is a number and no tensor. `plain_rms_norm` is the oracle of both.
 """
 
 from typing import Any, final
@@ -61,7 +61,9 @@ def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vecto
         return plain_rms_norm(x, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)
-    return _normed(x, weight, _inverse_rms(x, eps))
+    alone = eps > 0 and x.numel() == x.shape[-1] and x.dtype == torch.float32 and x.is_cpu
+    scale = _inverse_rms_alone(x, eps) if alone and type(x) is Tensor else _inverse_rms(x, eps)
+    return _normed(x, weight, scale)
 
 
 def plain_rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vectors:
@@ -101,13 +103,18 @@ def at_least_float32(x: Tensor) -> torch.dtype:
     return x.dtype if x.dtype == torch.float64 else torch.float32
 
 
-def _normed(x: Vectors, weight: Float[Tensor, "D"], scale: Float[Tensor, "... 1"]) -> Vectors:
+def _normed(x: Vectors, weight: Float[Tensor, "D"], scale: Float[Tensor, "... 1"] | float) -> Vectors:
     return (x * scale).mul_(weight.to(x.dtype))  # one new tensor: fresh memory costs more than the arithmetic
 
 
 def _inverse_rms(x: Vectors, eps: float) -> Float[Tensor, "... 1"]:
     norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=at_least_float32(x))
     return torch.rsqrt(torch.rsub(norm * norm, eps, alpha=-1 / x.shape[-1])).to(x.dtype)  # eps + norm^2 / D
+
+
+def _inverse_rms_alone(x: Float[Tensor, "... D"], eps: float) -> float:
+    """Of one row, on the host: half the time that six operations take on so few numbers."""
+    return (torch.linalg.vector_norm(x).item() ** 2 / x.shape[-1] + eps) ** -0.5
 
 
 Norm = RMSNorm | LayerNorm

@@ -13,8 +13,9 @@ DTYPES = {torch.float64: 1e-14, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES.items(), ids=str)
 @pytest.mark.parametrize("size", [1e-4, 1.0, 300.0])
 @pytest.mark.parametrize("eps", [1e-6, 1e-3])
-def test_rms_norm(dtype: torch.dtype, tolerance: float, size: float, eps: float) -> None:
-    x, w = (size * torch.randn(2, 3, 32)).to(dtype), torch.randn(32).to(dtype)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_rms_norm(dtype: torch.dtype, tolerance: float, size: float, eps: float, rows: int) -> None:
+    x, w = (size * torch.randn(1, rows, 32)).to(dtype), torch.randn(32).to(dtype)
     exact = x.double() / (x.double().square().mean(-1, keepdim=True) + eps).sqrt()
     for weight, expected in ((None, exact), (w, exact * w.double())):
         for grad in (True, False):
