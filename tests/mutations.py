@@ -399,6 +399,13 @@ MUTATIONS = [
         "unit/nn/test_norm.py",
     ),
     Mutation(
+        "freed memory: large buffers are kept too",
+        "train/allocator.py",
+        "(MMAP_MAX, 0)",
+        "(MMAP_MAX, 65536)",
+        "unit/train/test_allocator.py",
+    ),
+    Mutation(
         "norm: of one row",
         "nn/norm.py",
         "/ x.shape[-1] + eps) ** -0.5",

@@ -1,8 +1,8 @@
 """Freed memory is kept for the next step.
 
-glibc gives large buffers back to the system when they are freed. A training step on a CPU frees the same ones
-thousands of times, and each returns as pages that the system has to map and clear anew: up to a quarter of
-the step. Man page: mallopt(3).
+glibc gives large buffers back to the system when they are freed. Steps of training on a CPU, and batches that
+are measured, free the same ones thousands of times, and each returns as pages that the system has to map and
+clear anew: up to a quarter of a step of training, a seventh of a sweep. Man page: mallopt(3).
 """
 
 import ctypes
