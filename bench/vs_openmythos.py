@@ -44,7 +44,7 @@ class Options:
     dims: tuple[Literal[256, 512], ...] = (256, 512)
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     long: int = 2048  # tokens of the long sequence in forward and train (dim 256 only); 0 to leave it out
-    batch: int = 2048  # tokens of a larger batch in train, in sequences of 256; 0 to leave it out
+    tokens: int = 2048  # of a larger batch in train, in sequences of 256; 0 to leave it out
     contexts: tuple[int, ...] = (128, 1024, 4096)
     batches: tuple[int, ...] = (1, 8)
     quick: bool = False  # one size, one mixer, float32, little time per row
@@ -103,7 +103,7 @@ class Bench:
         lengths = [(rows, 256)] + [(1, options.long)] * bool(options.long and dim == 256)
         cases: dict[Task, list[tuple[int, int]]] = {
             "forward": lengths,
-            "train": lengths + [(options.batch // 256, 256)] * bool(options.batch),
+            "train": lengths + [(options.tokens // 256, 256)] * (options.tokens >= 256),
             "decode": [(batch, context) for context in options.contexts for batch in options.batches],
         }
         return {
@@ -222,7 +222,7 @@ def main() -> None:
     options = tyro.cli(Options, description=__doc__)
     if options.quick:
         options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
-        options.contexts, options.batches, options.batch, options.budget = (128, 1024), (1,), 0, 2.0
+        options.contexts, options.batches, options.tokens, options.budget = (128, 1024), (1,), 0, 2.0
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:

@@ -63,6 +63,12 @@ def test_zeros_stay_zero_and_finite() -> None:
     assert x.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_zeros_without_eps_have_no_direction(rows: int) -> None:
+    with torch.no_grad():
+        assert rms_norm(torch.zeros(1, rows, 8), torch.ones(8), 0.0).isnan().all()
+
+
 def test_large_half_values_do_not_overflow() -> None:
     y = rms_norm(torch.full((1, 1, 8), 30_000.0, dtype=torch.float16), None, 1e-6)
     close(y.float(), torch.ones(1, 1, 8), 1e-3)
