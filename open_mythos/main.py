@@ -135,7 +135,8 @@ class OpenMythos(nn.Module):
 
         A temperature of 0 is greedy. Without a `seed` one is drawn from torch's own generator. `n_loops` may
         be a number per prompt. Options as for `infer.generate.stream`: mask (for padded prompts), eos, stop,
-        exit, policy, on_token. Rows that end early are filled up with `pad`, by default the first `eos`.
+        exit, policy, compile, on_token. Rows that end early are filled up with `pad`, by default the first
+        `eos`.
         """
         from open_mythos.infer.generate import generate
         from open_mythos.infer.sample import Sampling

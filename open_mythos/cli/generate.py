@@ -76,6 +76,9 @@ class Options:
     device: str | None = None
     """cpu, cuda, cuda:1. Default: the best there is."""
 
+    compile: bool = False
+    """Compile the model first: seconds of waiting, then each token in half the time or less."""
+
     depths: bool = False
     """Say at the end how many steps the tokens took."""
 
@@ -128,6 +131,7 @@ def _stream(options: Options, model: LoopedLM, tokenizer: Tokenizer, prompt: lis
         max_new_tokens=options.tokens,
         loops=options.loops,
         warm=options.warm,
+        compile=options.compile,
         sampling=sampling,
         eos=tokenizer.eos,
         stop=[tokenizer.encode(text) for text in options.stop],

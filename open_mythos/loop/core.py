@@ -45,6 +45,7 @@ from open_mythos.shapes import Hidden, PerSequence, Steps
 
 Watcher = Callable[[int, State], None]
 Judge = tuple[Exit, Callable[[State, Context], Tensor]]
+Take = Callable[[State, Context, Steps, PerSequence], State]
 
 
 class Loop(Config):
@@ -132,30 +133,31 @@ class LoopCore(nn.Module):
         plan: Plan,
         watch: Watcher | None = None,
         judge: Judge | None = None,
+        take: Take | None = None,
     ) -> State:
-        """As many turns as `plan` says. `judge` may end tokens earlier.
+        """As many turns as `plan` says, each taken by `take`, by default `step`.
 
-        `watch(n, state)` sees the state after step n, counted from zero, of the rows still in the loop. A
-        token that is done stays as long as somebody watches.
+        `judge` may end tokens earlier. `watch(n, state)` sees the state after step n, counted from zero, of
+        the rows still in the loop. A token that is done stays as long as somebody watches.
         """
         if ctx.start is None:  # padding has nothing to think about
             state = state.but(left=state.left * (ctx.positions >= 0))
         if ctx.tally is not None:
             ctx = ctx.but(entered=(ctx.positions >= 0).sum().clamp_min(1))
         state = state.but(past=self.recall.open(state.past), first=self._open(state.first))
-        notes = Notes(*state.left.shape)
+        take, notes = take or self.step, Notes(*state.left.shape)
         frozen, live = plan.split(len(state.h))
         if not torch.is_grad_enabled():
             frozen, live = (0,) * len(live), tuple(f + n for f, n in zip(frozen, live, strict=True))
         if any(frozen):
             with torch.no_grad():
-                moved = _Run(self, frozen, (0,) * len(frozen), live, notes).go(state, ctx, watch, judge)
+                moved = _Run(self, take, frozen, (0,) * len(frozen), live, notes).go(state, ctx, watch, judge)
             state = _where(frozen, moved, state)
             # Copies that autocast made without gradient must not be met again with it.
             torch.clear_autocast_cache()
         if torch.is_grad_enabled():  # or the first step with gradient would be a graph of its own
             state = state.but(h=_with_gradient(state.h), answer=_with_gradient(state.answer))
-        return _Run(self, live, frozen, (0,) * len(live), notes).go(state, ctx, watch, judge)
+        return _Run(self, take, live, frozen, (0,) * len(live), notes).go(state, ctx, watch, judge)
 
 
 def _with_gradient(x: Hidden) -> Hidden:
@@ -169,12 +171,14 @@ class _Run:
     def __init__(
         self,
         loop: LoopCore,
+        take: Take,
         turns: tuple[int, ...],
         offset: tuple[int, ...],
         after: tuple[int, ...],
         notes: Notes,
     ) -> None:
-        self.loop, self.turns, self.offset, self.after, self.notes = loop, turns, offset, after, notes
+        self.loop, self.take, self.notes = loop, take, notes
+        self.turns, self.offset, self.after = turns, offset, after
 
     def go(self, state: State, ctx: Context, watch: Watcher | None, judge: Judge | None) -> State:
         batch = _Batch(self.loop, list(range(len(self.turns))), state, ctx)
@@ -207,9 +211,9 @@ class _Run:
         own = None if tally is None else Tally()
         ctx = ctx if own is None else ctx.with_tally(own)
         if self.loop.remat and torch.is_grad_enabled():
-            state = State(*checkpoint(self.loop.step, batch.state, ctx, step, last, use_reentrant=False))
+            state = State(*checkpoint(self.take, batch.state, ctx, step, last, use_reentrant=False))
         else:
-            state = self.loop.step(batch.state, ctx, step, last)
+            state = self.take(batch.state, ctx, step, last)
         if tally is not None and own is not None:
             tally.add(own)
         return state

@@ -147,6 +147,7 @@ class KVCache:
         self.policy: Policy = policy if policy is not None else PerLoop()
         self._held: dict[tuple[str, int, int, int], Tensor] = {}
         self._depth = torch.zeros(rows, capacity + 1, dtype=torch.int32)  # steps that each token took
+        self._slots: dict[int | None, Slots] = {}
         self.kept: dict[object, Tensor] = {}  # what calls work out once for all of them (Context.kept)
 
     @property
@@ -189,6 +190,23 @@ class KVCache:
             parts[here] = _read(held, part)
         return parts
 
+    def slots(self, step: int | None = None) -> "Slots | None":
+        """What all layers see at this step of the loop, or with none of it outside of the loop; none where
+        nobody has been yet, and where more than one slot is looked at."""
+        if isinstance(self.policy, Skip | Deepest | Folded):
+            return None
+        slot = None if step is None else self.policy.slot(step)
+        if slot not in self._slots:
+            here = {
+                (stage, layer, part): held
+                for (stage, layer, n, part), held in self._held.items()
+                if (stage != "loop" if slot is None else stage == "loop" and n == slot)
+            }
+            if not here:
+                return None
+            self._slots[slot] = Slots(here)
+        return self._slots[slot]
+
     def settle(self, layers: int, taken: int, span: Span) -> None:
         if taken < 1 or isinstance(self.policy, Skip | Deepest | Folded):
             return
@@ -201,6 +219,7 @@ class KVCache:
         """Only these rows from now on, in this order."""
         self._held = {key: held[rows] for key, held in self._held.items()}
         self._depth = self._depth[rows.to(self._depth.device)]
+        self._slots.clear()
         self.rows = len(rows)
 
     def _buffer(self, place: Place, step: int, like: Tensor) -> Tensor:
@@ -210,6 +229,7 @@ class KVCache:
             shape = self.rows, *like.shape[1:-2], self.capacity + 1, like.shape[-1]
             before = self._held.get((place.stage, layer, slot - 1, place.part))
             self._held[key] = like.new_zeros(shape) if before is None else before.clone()
+            self._slots.clear()
         return self._held[key]
 
     def _address(self, place: Place, step: int) -> tuple[int, int]:
@@ -241,6 +261,25 @@ class KVCache:
                 here = (at == slot).view(len(at), *[1] * (held.ndim - 3), -1, 1)
                 held = torch.where(here, _read(buffer, span).to(held.dtype), held)
         return held
+
+
+@final
+class Slots:
+    """The buffers of a `KVCache` that one step writes and reads, where it was before: for a compiled step,
+    which must not depend on which step it is. `held` goes by stage, layer and part."""
+
+    exact = True
+
+    def __init__(self, held: dict[tuple[str, int, int], Tensor]) -> None:
+        self.held = held
+
+    def extend(self, place: Place, new: CacheEntry, span: Span) -> CacheEntry:
+        held = self.held[place.stage, place.layer, place.part]
+        _write(held, new, span)
+        return _read(held, span)
+
+    def settle(self, layers: int, taken: int, span: Span) -> None:
+        """The cache itself is told."""
 
 
 @final

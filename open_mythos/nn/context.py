@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from open_mythos.nn.cache import Cache, KVCache, Place, Span
+from open_mythos.nn.cache import Cache, KVCache, Place, Slots, Span
 from open_mythos.nn.lend import Lender
 from open_mythos.nn.tally import Tally
 from open_mythos.shapes import CacheEntry, Mask, Positions, Rows, Steps, Tokens
@@ -162,6 +162,8 @@ class Context:
         """`weight` in `dtype`, converted once and not once per step."""
         if weight.dtype == dtype:
             return weight
+        if isinstance(self.cache, Slots):  # for a compiler, which converts what it reads as it reads it
+            return weight.to(dtype)
         return self.kept((weight, _version(weight), dtype), lambda: weight.to(dtype))
 
     def fetched(

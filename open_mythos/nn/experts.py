@@ -5,9 +5,9 @@
 One custom op, so that `torch.compile` sees a single node and no loop. On CUDA with bfloat16 it goes through
 `grouped_mm`, whose offsets stay on the device, so nothing waits; on a CPU too where experts have so few rows
 that starting their products one by one would cost as much as the products, and else slice by slice into one
-buffer. Without gradient on a CPU a fused form keeps the rows of an expert that has many in cache, and a few
-tokens are not sorted at all. All of them agree with `MixtureOfExperts.naive`, values and gradients
-(tests/unit/nn/test_moe.py).
+buffer. Without gradient a few tokens are not sorted at all, on a CPU or by a compiler, and on a CPU a fused
+form keeps the rows of an expert that has many in cache. All of them agree with `MixtureOfExperts.naive`,
+values and gradients (tests/unit/nn/test_moe.py).
 """
 
 from typing import Any
@@ -37,6 +37,8 @@ def run_experts(
             return _few(x, gate_up, down, chosen, weights)
         if not _in_one_call(x, gate_up, chosen.numel(), EACH_FUSED):
             return _fused(x, gate_up, down, chosen, weights)
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and len(x) <= FEW:
+        return _picked(x, gate_up, down, chosen, weights)
     order, back, counts = arrange(chosen.flatten(), len(gate_up))
     y, _ = grouped_swiglu(reordered(x, order, back, chosen.shape[1]), gate_up, down, counts)
     return weigh(y, order, back, weights)
@@ -153,6 +155,16 @@ def _few(
     return torch.bmm(weights[:, None], torch.cat(said).view(*chosen.shape, -1)).squeeze(1)
 
 
+def _picked(
+    x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
+) -> Rows:
+    """The same for a compiler, which makes loops of it that read the chosen experts where they lie."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    middle = (gate_up[chosen].to(wide) * x[:, None, None].to(wide)).sum(-1).to(x.dtype)  # M k 2F
+    said = (down[chosen].to(wide) * _swiglu(middle)[:, :, None].to(wide)).sum(-1)  # M k D
+    return (said * weights[:, :, None].to(wide)).sum(1).to(x.dtype)
+
+
 def _fused(
     x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
 ) -> Rows:
@@ -188,7 +200,7 @@ def _slices(counts: Int[Tensor, "E"]) -> list[tuple[int, slice]]:
     return [(e, slice(a, b)) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
 
 
-def _swiglu(middle: Float[Tensor, "M F2"]) -> Float[Tensor, "M F"]:
+def _swiglu(middle: Float[Tensor, "... F2"]) -> Float[Tensor, "... F"]:
     gate, up = middle.chunk(2, dim=-1)
     return F.silu(gate) * up
 

@@ -7,7 +7,7 @@ oneDNN does on the same product; oneDNN costs more to start, and a millisecond w
 products go to oneDNN, and all else (small ones, other precisions and devices, `torch.compile`, dW, where MKL
 is as fast) to `F.linear`, which is also the oracle. One row without gradient, as in decoding, waits for the
 weight; while that stays in cache, all products and then their sums are up to twice as fast as what MKL has
-for processors that it does not know. bench/product.py shows both.
+for processors that it does not know (bench/product.py shows both), and a compiler reads any weight just once.
 """
 
 from typing import Any, cast
@@ -28,6 +28,9 @@ Out = Float[Tensor, "... O"]
 
 def linear(x: Rows, weight: Weight, bias: Bias | None = None) -> Out:
     """`F.linear`, equal to rounding."""
+    if torch.compiler.is_compiling():
+        alone = x.numel() == x.shape[-1] and x.device.type == "cpu" and not torch.is_grad_enabled()
+        return _summed(x, weight, bias) if alone else F.linear(x, weight, bias)
     rows, size = x.numel() // x.shape[-1], weight.numel()
     large = max(rows, 8) * size >= LARGE
     alone = rows == 1 and size >= SMALL and not large and not torch.is_grad_enabled()
@@ -67,6 +70,17 @@ def _multiplied_out(x: Rows, weight: Weight, bias: Bias | None) -> Out:
     return y if bias is None else y + bias
 
 
+def _summed(x: Rows, weight: Weight, bias: Bias | None) -> Out:
+    """The same for a compiler, which makes one pass over the weight of it and of what follows; added up in
+    float32 at least, in the precision that `F.linear` would take."""
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    lowered = torch.is_autocast_enabled("cpu") and wide == torch.float32
+    out = torch.get_autocast_dtype("cpu") if lowered else x.dtype
+    row, weight = (part.to(out).to(wide) for part in (x.flatten(), weight))
+    y = (weight * row).sum(-1).to(out).view(*x.shape[:-1], -1)
+    return y if bias is None else y + bias.to(out)
+
+
 def _onednn(x: Rows, weight: Weight, bias: Bias | None) -> Out:
     return cast(Tensor, torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], ""))
 
@@ -78,7 +92,6 @@ def _is_plain(x: Tensor, weight: Tensor) -> bool:
         and type(x) is Tensor
         and type(weight) in (Tensor, nn.Parameter)
         and x.is_cpu
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
     )
 

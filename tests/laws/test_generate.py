@@ -7,7 +7,7 @@ from open_mythos.infer.generate import Emitted, generate, stream
 from open_mythos.infer.sample import Sampling
 from open_mythos.loop.exit import Confidence, ReadoutChange, StateChange, Steps
 from open_mythos.loop.schedule import Plan
-from open_mythos.nn.cache import LastExited, PerLoop, Ring, Shared
+from open_mythos.nn.cache import Deepest, LastExited, PerLoop, Ring, Shared
 from open_mythos.nn.context import Context
 from tests import tiny
 from tests.lively import lively, work_of
@@ -257,6 +257,28 @@ def test_a_model_without_a_loop_says_so():
     with pytest.raises(ValueError, match="leave warm out"):
         generate(model, PROMPTS, max_new_tokens=2, warm=True)
     assert generate(model, PROMPTS, max_new_tokens=2)[0].steps == [0, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # in PyTorch's own imports
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *((name, {}) for name in MODELS),
+        *((name, {"exit": CHANGE}) for name in ("mythos-mla-act", "huginn", "recursions-shared")),
+        ("mythos-gqa-act", {"exit": Steps(steps=2), "policy": Ring(slots=2)}),
+        ("huginn", {"policy": Shared(), "warm": True}),
+        ("ngrams", {"policy": Deepest()}),
+    ],
+    ids=str,
+)
+def test_the_verbs_to_compile_remember_as_the_plain_ones(name, options):
+    """Here run as they are; that they can be compiled: tests/unit/infer/test_compiled.py."""
+    model = lively(MODELS[name])
+    given = {"max_new_tokens": 6, "sampling": WARM, "eos": range(0, 61, 5)} | options
+    with torch.compiler.set_stance("force_eager"):
+        for prompts, loops in ((PROMPTS, [2, 3, 5]), ([[7]], 4)):
+            asked = given | ({"loops": loops} if name in LOOPED else {})
+            assert generate(model, prompts, compile=True, **asked) == generate(model, prompts, **asked)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -57,6 +57,18 @@ def test_agrees_with_naive(config: MoE, shape: tuple[int, int]) -> None:
     close(*(torch.autograd.grad(y, wanted, towards) for y in (given, expected)), 1e-5)
 
 
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
+@torch.no_grad()
+def test_a_few_tokens_for_a_compiler(config: MoE, dtype: torch.dtype, tolerance: float) -> None:
+    layer, x = awake(config).to(dtype), torch.randn(3, DIM, dtype=dtype)
+    chosen, weights, _ = layer.route(x)
+    given = x, layer.gate_up, layer.down, chosen, weights.to(dtype)
+    close(experts._picked(*given), experts._few(*given), tolerance)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("grad", [True, False], ids=["with gradient", "without"])
 def test_experts_without_tokens(grad: bool) -> None:

@@ -76,6 +76,20 @@ def test_one_row_is_multiplied_out(
     assert len(summed) == 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2)], ids=str
+)
+@pytest.mark.parametrize("biased", [False, True])
+def test_one_row_for_a_compiler(dtype: torch.dtype, tolerance: float, biased: bool) -> None:
+    x, weight, bias = inputs((1, 1, 300), 9, dtype)
+    given = x, weight, bias if biased else None
+    close(product._summed(*given), F.linear(*given), tolerance)
+    with torch.autocast("cpu", torch.bfloat16):
+        mine, theirs = product._summed(*given), F.linear(*given)
+    assert mine.dtype == theirs.dtype
+    close(mine, theirs, 1e-2)
+
+
 def test_takes_views() -> None:
     x = torch.randn(6, 4, 10).transpose(0, 1)[..., ::2]
     weight = torch.randn(5, 8).mT
