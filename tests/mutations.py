@@ -44,7 +44,7 @@ MUTATIONS = [
     Mutation(
         "compiled: the buffers of the step",
         "infer/compiled.py",
-        "0 if loop.lent else number",
+        "0 if self._lent else ctx.place.step",
         "0",
         f"{LAWS}generate.py -k plain_ones[mythos-mla-",
     ),

@@ -77,7 +77,7 @@ class Options:
     """cpu, cuda, cuda:1. Default: the best there is."""
 
     compile: bool = False
-    """Compile the model first: seconds of waiting, then each token in half the time or less."""
+    """Compile the model first: up to half a minute of waiting, then each token in about half the time."""
 
     depths: bool = False
     """Say at the end how many steps the tokens took."""
@@ -94,6 +94,8 @@ def main(argv: list[str]) -> int:
     if not prompt:
         raise ValueError("the prompt is empty; give --prompt some text to continue, or standard input")
     made = _stream(options, model.to(device), tokenizer, prompt)
+    if options.compile:
+        print("compiling takes up to half a minute, and less the next time", file=sys.stderr)
     depths = (
         _print_as_it_comes(made, text, tokenizer)
         if options.samples == 1

@@ -6,7 +6,7 @@ is some dozens of loops over memory. What a step remembers is handed to it as th
 and cache (and one more for more rows than one, and for rows out of step).
 
 Where a cache is not made of such buffers, or a step is taken for the first time, the plain verb does it.
-Oracle: the plain verbs (tests/system/test_compile.py).
+Oracle: the plain verbs (tests/unit/infer/test_compiled.py, tests/laws/test_generate.py).
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class CompiledVerbs:
     def __init__(self, model: LoopedLM) -> None:
         if model.embed.weight.device.type == "cpu":
             _require_a_compiler()
-        self.model = model
+        self.model, self._lent = model, model.loop is not None and model.loop.lent > 0
         self._encode, self._step, self._decode = (
             _compiled(verb) for verb in (model.encode, model.step, model.decode)
         )
@@ -48,17 +48,17 @@ class CompiledVerbs:
         return self._encode(tokens, seen, start=start)
 
     def step(self, state: State, ctx: Context, step: Steps, last: PerSequence) -> State:
-        loop, number = self.model.loop, ctx.place.step
-        if not isinstance(number, int) or loop is None:
-            return self.model.step(state, ctx, step, last)
-        seen = _seeing(ctx, 0 if loop.lent else number)  # what the first step lends lies in its slot
+        number = 0 if self._lent else ctx.place.step  # what the first step lends lies in its slot
+        seen = _seeing(ctx, number) if isinstance(number, int) else None
         if seen is None:
             return self.model.step(state, ctx, step, last)
         return self._step(state, seen, step, last)
 
     def decode(self, state: State, ctx: Context) -> Features:
         seen = _seeing(ctx)
-        return self.model.decode(state, ctx) if seen is None else self._decode(state, seen)
+        if seen is None:
+            return self.model.decode(state, ctx)
+        return self._decode(state, seen)
 
 
 def _seeing(ctx: Context, step: int | None = None) -> Context | None:

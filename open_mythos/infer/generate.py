@@ -100,8 +100,8 @@ def stream(  # noqa: PLR0913 (all of them by name)
     `policy` says otherwise. With `warm`, a new token's thinking starts where that of the token before it
     ended, and not at the model's own start (after Huginn's norm, as in its plain loop). `compile` puts all
     tokens but the prompt's through `torch.compile` (compiled.py): seconds to begin with, and then each takes
-    half the time or less. `at_once` tokens are made before the host looks whether a row has ended; those
-    beyond an end are dropped.
+    about half the time. `at_once` tokens are made before the host looks whether a row has ended; those beyond
+    an end are dropped.
 
     Raises `ValueError` before any work for an empty prompt, tokens outside the vocabulary, prompts that do
     not fit the context with their continuation, depths below one, a warm start without a loop, and compiling

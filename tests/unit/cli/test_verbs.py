@@ -96,6 +96,16 @@ def test_generate_at_a_depth_and_with_an_exit_says_how_deep(run, capsys):
     assert "steps per token over 6 tokens" in shared[2]
 
 
+@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # in PyTorch's own imports
+def test_generate_asks_for_a_compiler_before_it_begins(run, capsys):
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        status, out, err = mythos(capsys, "generate", run, "--prompt", "a", "--compile")
+    assert (status, out) == (2, "")
+    assert "there is none; install g++ or clang" in err
+
+
 def test_sweep_prints_and_writes_what_the_report_reads(run, capsys):
     status, out, _ = mythos(capsys, "sweep", run, "--loops", "1:4", "--rows", 4)
     assert status == 0
