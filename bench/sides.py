@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_mythos.data.batch import Batch
+from open_mythos.infer.compiled import CompiledVerbs
 from open_mythos.loop.schedule import Plan
 from open_mythos.main import OpenMythos
 from open_mythos.model import LoopedLM
@@ -93,6 +94,7 @@ class Sides:
     ours: OpenMythos
     device: torch.device
     precision: Precision = "float32"
+    verbs: LoopedLM | CompiledVerbs | None = None  # that ours decodes through; none for those of the model
 
     @classmethod
     def build(cls, original: ModuleType, settings: dict[str, Any], device: torch.device) -> "Sides":
@@ -130,6 +132,7 @@ class Sides:
         tokens = self.tokens(rows, 1)
         seen, cache = self._caches(rows, context)
         theirs, ours, plan = self.theirs, self.lm, Plan(self.ours.cfg.max_loop_iters)
+        verbs = self.verbs or ours
 
         def theirs_next() -> Tensor:
             # It puts grown copies into the dict and leaves the tensors alone: a copy of the dict suffices.
@@ -137,7 +140,9 @@ class Sides:
 
         def ours_next() -> Tensor:
             with torch.inference_mode():
-                return ours(tokens, plan, ctx=Context.counting(tokens, context, cache))
+                ctx = Context.counting(tokens, context, cache)
+                state = ours.loop(verbs.encode(tokens, ctx), ctx, plan, take=verbs.step)
+                return ours.head(verbs.decode(state, ctx))
 
         return self._inference(theirs_next), self._inference(ours_next)
 

@@ -7,8 +7,10 @@ each in a process of its own. Every pair gives a ratio; the table shows the medi
 and the largest. Above one, ours is faster. `share` is what ours reaches of the best rate of a plain matrix
 product, which takes its turn after every pair. In bfloat16 both run under autocast (the original has no
 other). On a CPU `mythos train` has the C library keep what is freed, so ours trains here with that;
---keep-freed none leaves it out, and all gives it to both sides in every task. Results go to bench/results/ as
-JSON, those of a given number of threads or of another choice of --keep-freed to a file of their own.
+--keep-freed none leaves it out, and all gives it to both sides in every task. --compiled puts both under
+`torch.compile`: the original whole and its shapes fixed, as well as can be; ours as `train` and `generate`
+compile it. Results go to bench/results/ as JSON, those of a given number of threads, compiled ones and those
+of another choice of --keep-freed to files of their own.
 """
 
 import json
@@ -48,7 +50,7 @@ class Options:
     contexts: tuple[int, ...] = (128, 1024, 4096)
     batches: tuple[int, ...] = (1, 8)
     quick: bool = False  # one size, one mixer, float32, little time per row
-    compiled: bool = False  # also with both sides under torch.compile (minutes of warming up)
+    compiled: bool = False  # both sides under torch.compile (minutes of warming up each row of the original)
     threads: int | None = None
     clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
     keep_freed: Literal["train", "none", "all"] = "train"  # "train": ours when it trains, as `mythos train`
@@ -87,9 +89,7 @@ class Bench:
             self._compare(sides, settings, name, [Work(task, *case) for case in cases])
         sides.precision = "float32"
         if self.options.compiled:
-            for task in ("forward", "train"):
-                works = [Work(task, rows, 256, "float32")]
-                self._compare(sides, settings, name, works, compiled=True)
+            return
         if "cache" in self.options.tasks:
             self._pair(name, "cache, bytes per token", *sides.cache_bytes())
         if "counts" in self.options.tasks:
@@ -112,22 +112,20 @@ class Bench:
             if task in options.tasks
         }
 
-    def _compare(
-        self, sides: Sides, settings: dict[str, Any], name: str, works: list[Work], compiled: bool = False
-    ) -> None:
+    def _compare(self, sides: Sides, settings: dict[str, Any], name: str, works: list[Work]) -> None:
         """Works of one task, each side in one process for all of them. `sides` is to count operations."""
         with ExitStack() as stack:
             theirs, ours = (
-                stack.enter_context(working(self._setting(side, settings, works[0].task, compiled)))
+                stack.enter_context(working(self._setting(side, settings, works[0].task)))
                 for side in ("theirs", "ours")
             )
             for work in works:
                 once = theirs.prepare(work), ours.prepare(work)
                 rate = partial(self.timer.matmul_rate, getattr(torch, work.precision))
                 timing = self.timer.alternate(theirs.sample, ours.sample, once, rate)
-                self._keep(sides, name, work, timing, compiled)
+                self._keep(sides, name, work, timing)
 
-    def _setting(self, side: Side, settings: dict[str, Any], task: str, compiled: bool) -> Setting:
+    def _setting(self, side: Side, settings: dict[str, Any], task: str) -> Setting:
         keep = {"all": True, "none": False, "train": side == "ours" and task == "train"}
         options = self.options
         return Setting(
@@ -138,16 +136,16 @@ class Bench:
             torch.get_num_threads(),
             options.clock,
             keep_freed=self.device.type == "cpu" and keep[options.keep_freed],
-            compiled=compiled,
+            compiled=options.compiled,
         )
 
-    def _keep(self, sides: Sides, name: str, work: Work, timing: Comparison, compiled: bool) -> None:
+    def _keep(self, sides: Sides, name: str, work: Work, timing: Comparison) -> None:
         rate = None
-        if work.task in ("forward", "train") and not compiled:
+        if work.task in ("forward", "train"):
             sides.precision = work.precision
             rate = flops.count(getattr(sides, work.task)(work.batch, work.length)[1]) / timing.ours
         share = None if rate is None else rate / timing.matmul_rate
-        note = "compiled" if compiled else ""
+        note = "compiled" if self.options.compiled else ""
         label = f"{name} {work.task} {work.batch}x{work.length} {work.precision} {note}"
         spread = f"{timing.ratio:8.2f}{timing.low:7.2f}{timing.high:7.2f}{timing.pairs:7d}"
         times = f"{timing.theirs * 1e3:9.1f} ms{timing.ours * 1e3:9.1f} ms"
@@ -202,6 +200,7 @@ class Bench:
         }
         self.options.out.mkdir(parents=True, exist_ok=True)
         given = "" if self.options.threads is None else f"-{self.options.threads}-threads"
+        given += "-compiled" if self.options.compiled else ""
         given += {"train": "", "none": "-keep-nothing", "all": "-keep-freed"}[self.options.keep_freed]
         path = self.options.out / f"vs_openmythos-{self.device.type}{given}.json"
         path.write_text(json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
@@ -223,6 +222,8 @@ def main() -> None:
     if options.quick:
         options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
         options.contexts, options.batches, options.tokens, options.budget = (128, 1024), (1,), 0, 2.0
+    if options.compiled:
+        options.tasks = tuple(task for task in options.tasks if task in ("forward", "train", "decode"))
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     try:
