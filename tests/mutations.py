@@ -56,6 +56,13 @@ MUTATIONS = [
         f"{LAWS}generate.py -k plain_ones[mythos-mla-",
     ),
     Mutation(
+        "compiled: not beyond the buffers",
+        "nn/cache.py",
+        "return span.end <= self.capacity and",
+        "return",
+        "unit/infer/test_compiled.py -k full_cache",
+    ),
+    Mutation(
         "compiled: not before there are buffers",
         "infer/compiled.py",
         " and not ctx.fresh else",

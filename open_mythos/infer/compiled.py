@@ -62,8 +62,8 @@ class CompiledVerbs:
 
 
 def _seeing(ctx: Context, step: int | None = None) -> Context | None:
-    """`ctx` with the buffers of one step as its cache; none where the cache has no such yet."""
-    slots = ctx.cache.slots(step) if isinstance(ctx.cache, KVCache) and not ctx.fresh else None
+    """`ctx` with the buffers of one step as its cache; none where the cache has no such."""
+    slots = ctx.cache.slots(ctx.span, step) if isinstance(ctx.cache, KVCache) and not ctx.fresh else None
     return None if slots is None else ctx.but(cache=slots, place=Place(), memo={}, casts={})
 
 

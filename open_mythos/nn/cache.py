@@ -190,10 +190,10 @@ class KVCache:
             parts[here] = _read(held, part)
         return parts
 
-    def slots(self, step: int | None = None) -> "Slots | None":
-        """What all layers see at this step of the loop, or with none of it outside of the loop; none where
-        nobody has been yet, and where more than one slot is looked at."""
-        if isinstance(self.policy, Skip | Deepest | Folded):
+    def slots(self, span: Span, step: int | None = None) -> "Slots | None":
+        """What all layers see at this step of the loop, or without one outside of the loop. None where nobody
+        has been yet, where more than one slot is looked at, and where `span` does not fit."""
+        if isinstance(self.policy, Skip | Deepest | Folded) or not self._fits(span):
             return None
         slot = None if step is None else self.policy.slot(step)
         if slot not in self._slots:
@@ -206,6 +206,9 @@ class KVCache:
                 return None
             self._slots[slot] = Slots(here)
         return self._slots[slot]
+
+    def _fits(self, span: Span) -> bool:
+        return span.end <= self.capacity and (span.rows is not None or len(span.positions) == self.rows)
 
     def settle(self, layers: int, taken: int, span: Span) -> None:
         if taken < 1 or isinstance(self.policy, Skip | Deepest | Folded):

@@ -6,11 +6,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from open_mythos.infer.generate import generate
+from open_mythos.nn.cache import KVCache
+from open_mythos.nn.context import Context
 from tests.lively import lively
 from tests.tiny import MODELS, ROUTED
 
+QUIET = pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # in PyTorch's imports
 EVERY = [*MODELS, *ROUTED]
 ROOT = Path(__file__).parents[3]
 FEW = {  # graphs after one row, one row deeper in a larger cache, three rows, and one row with an exit rule
@@ -51,7 +55,18 @@ def test_to_the_end(name: str) -> None:
     assert list(compiled("--backend", "inductor", name)) == [name]
 
 
-@pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # in PyTorch's own imports
+@QUIET
+@torch.inference_mode()
+def test_a_full_cache_says_so() -> None:
+    from open_mythos.infer.compiled import CompiledVerbs
+
+    model, cache, tokens = lively(MODELS["mythos-mla"]), KVCache(1, 3), torch.tensor([[1, 2, 3]])
+    model(tokens, cache=cache)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(ValueError, match="cache holds 3 tokens"):
+        CompiledVerbs(model).encode(tokens[:, :1], Context.counting(tokens[:, :1], 3, cache))
+
+
+@QUIET
 def test_without_a_compiler_it_says_so() -> None:
     from torch._inductor import config
 
