@@ -50,7 +50,7 @@ class Options:
     contexts: tuple[int, ...] = (128, 1024, 4096)
     batches: tuple[int, ...] = (1, 8)
     quick: bool = False  # one size, one mixer, float32, little time per row
-    compiled: bool = False  # both sides under torch.compile (minutes of warming up each row of the original)
+    compiled: bool = False  # both sides under torch.compile (up to a minute of warming up per row)
     threads: int | None = None
     clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
     keep_freed: Literal["train", "none", "all"] = "train"  # "train": ours when it trains, as `mythos train`
@@ -88,8 +88,6 @@ class Bench:
         for task, cases in self._cases(dim, rows).items():
             self._compare(sides, settings, name, [Work(task, *case) for case in cases])
         sides.precision = "float32"
-        if self.options.compiled:
-            return
         if "cache" in self.options.tasks:
             self._pair(name, "cache, bytes per token", *sides.cache_bytes())
         if "counts" in self.options.tasks:

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, library
 from torch.nn import functional as F
 
+from open_mythos.nn.norm import at_least_float32
 from open_mythos.nn.product import linear
 
 Rows = Float[Tensor, "M D"]
@@ -159,7 +160,7 @@ def _picked(
     x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
 ) -> Rows:
     """The same for a compiler, which makes loops of it that read the chosen experts where they lie."""
-    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    wide = at_least_float32(x)
     middle = (gate_up[chosen].to(wide) * x[:, None, None].to(wide)).sum(-1).to(x.dtype)  # M k 2F
     said = (down[chosen].to(wide) * _swiglu(middle)[:, :, None].to(wide)).sum(-1)  # M k D
     return (said * weights[:, :, None].to(wide)).sum(1).to(x.dtype)

@@ -38,9 +38,10 @@ def test_one_graph_of_each_verb_serves_every_step_position_and_cache() -> None:
 
 @pytest.mark.slow
 def test_every_model_can_be_compiled() -> None:
-    """Some steps are more than one graph, where a signal or a weight goes by the step."""
+    """Without a prelude and a coda the step alone is compiled: nothing else has a cache."""
     found = compiled(*EVERY)
-    assert all(counts[0] == counts[1] <= 3 for counts in found.values()), found
+    assert list(found) == EVERY
+    assert all(1 <= counts[0] == counts[1] <= 3 for counts in found.values()), found
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no C++ compiler")
@@ -52,7 +53,7 @@ def test_every_model_can_be_compiled() -> None:
     ],
 )
 def test_to_the_end(name: str) -> None:
-    assert list(compiled("--backend", "inductor", name)) == [name]
+    assert compiled("--backend", "inductor", name)[name][0] >= 1
 
 
 @QUIET
