@@ -19,6 +19,7 @@ and gradients are added up in float32. Zhao et al. 2023, arXiv 2304.11277; pytor
 """
 
 import os
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -49,6 +50,9 @@ from open_mythos.nn.spread import AXES, Spread, averaged
 T = TypeVar("T")
 P = TypeVar("P", bound=Tensor)
 CPU = torch.device("cpu")
+# Seconds for gloo's threads to let go of the last tensors: caches of DTensor keep the threads alive, and one
+# that lets go while the interpreter shuts down aborts the process (pytorch/pytorch, issue 190489).
+LETTING_GO = 0.2
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ def join(device: torch.device, timeout: float = 600.0, expert_parallel: int = 1)
     apart = expert_mesh(device.type, size, expert_parallel) if expert_parallel > 1 else None
     yield World(rank, size, mesh, aside, expert_parallel, apart)
     dist.destroy_process_group()  # after an error it might wait for ranks that are gone
+    time.sleep(LETTING_GO)
 
 
 def expert_mesh(device: str, size: int, expert_parallel: int) -> DeviceMesh:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing import start_processes
 from torch.testing import assert_close
 
 from open_mythos.train.muon import Muon, PolarExpress, Quintic, orthogonalise_, polar_factor
@@ -190,7 +191,8 @@ def test_sharded_over_two_processes_equals_one(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_sharded, args=(port, str(tmp_path)), nprocs=2)
+    # A forked process ends without shutting its interpreter down, which gloo's threads may not outlive.
+    start_processes(_sharded, args=(port, str(tmp_path)), nprocs=2, start_method="forkserver")
     model = _filled(Model(tied=True))
     optimizer = MuonAdamW(muon=Muon(precision="float32", weight_decay=0.1)).build(model)
     for step in range(3):
