@@ -4,9 +4,10 @@ Their halting is pinned (its bias at -6) so that both run all loops: untrained, 
 of eight. Ours is built by `OpenMythos.from_original`, with the original's own halting rule.
 """
 
+import copy
 from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
 
@@ -27,7 +28,9 @@ from open_mythos.train.recipe import Recipe
 from open_mythos.train.step import TrainState, train_step
 
 Mixer = Literal["gqa", "mla"]
-Precision = Literal["float32", "bfloat16"]
+# In bfloat16 both run under autocast; with bfloat16 weights ours is turned to it whole, in which the original
+# raises, so that it stays under autocast.
+Precision = Literal["float32", "bfloat16", "bfloat16-weights"]
 Run = Callable[[], Any]
 RUNS_ALL = -6.0  # bias of the halting unit: 0.25 % of the mass per loop
 
@@ -104,6 +107,18 @@ class Sides:
         ours = OpenMythos.from_original(theirs.state_dict(), settings)
         return cls(theirs, ours, device)
 
+    def at(self, precision: Precision) -> "Sides":
+        """The same two in that precision."""
+        ours = self.ours
+        if precision == "bfloat16-weights":
+            ours = copy.deepcopy(ours).to(torch.bfloat16)
+        return replace(self, ours=ours, precision=precision)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which products are."""
+        return torch.float32 if self.precision == "float32" else torch.bfloat16
+
     @property
     def lm(self) -> LoopedLM:
         return self.ours.lm
@@ -112,14 +127,17 @@ class Sides:
         rng = torch.Generator().manual_seed(rows * length)
         return torch.randint(0, self.ours.cfg.vocab_size, (rows, length), generator=rng).to(self.device)
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+
     def arithmetic(self) -> AbstractContextManager[Any]:
-        """The original has no bfloat16 but autocast's: a model turned to it raises."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        """Of ours."""
+        return nullcontext() if self.precision == "bfloat16-weights" else self.autocast()
 
     def forward(self, rows: int, length: int) -> tuple[Run, Run]:
         """All logits of `rows` sequences."""
         tokens = self.tokens(rows, length)
-        return self._inference(lambda: self.theirs(tokens)), self._inference(lambda: self.ours(tokens))
+        return self._theirs(lambda: self.theirs(tokens)), self._ours(lambda: self.ours(tokens))
 
     def train(self, rows: int, length: int) -> tuple[Run, Run]:
         """Loss, gradients, clipping, AdamW: torch's default as the original's script has it; our own step."""
@@ -144,7 +162,7 @@ class Sides:
                 state = ours.loop(verbs.encode(tokens, ctx), ctx, plan, take=verbs.step)
                 return ours.head(verbs.decode(state, ctx))
 
-        return self._inference(theirs_next), self._inference(ours_next)
+        return self._theirs(theirs_next), self._ours(ours_next)
 
     def attention(self, rows: int, context: int) -> tuple[Run, Run]:
         """The first layer's attention on one token per row, each side in the mode that it decodes in."""
@@ -164,7 +182,7 @@ class Sides:
             with torch.inference_mode():
                 return ours(x, ctx)
 
-        return self._inference(lambda: theirs(x, turns, None, dict(seen), "prelude_0")), self._inference(mix)
+        return self._theirs(lambda: theirs(x, turns, None, dict(seen), "prelude_0")), self._ours(mix)
 
     def cache_bytes(self) -> tuple[float, float]:
         """Bytes per token that each side remembers, over all layers and loops."""
@@ -172,22 +190,18 @@ class Sides:
         theirs = sum(part.nbytes for entry in seen.values() for part in entry.values())
         return theirs / 64, cache.nbytes / (cache.capacity + 1)
 
-    def _inference(self, run: Run) -> Run:
-        self.theirs.eval()
-        self.lm.eval()
+    def _theirs(self, run: Run) -> Run:
+        return _quiet(self.theirs, run, self.autocast)
 
-        def quietly() -> Tensor:
-            with torch.no_grad(), self.arithmetic():
-                return run()
-
-        return quietly
+    def _ours(self, run: Run) -> Run:
+        return _quiet(self.lm, run, self.arithmetic)
 
     def _their_step(self, tokens: Tensor, targets: Tensor) -> Run:
         model = self.theirs
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
         def step() -> float:
-            with self.arithmetic():
+            with self.autocast():
                 logits = model(tokens)
                 loss = F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
             loss.backward()
@@ -240,10 +254,9 @@ class Sides:
         """What the layer at `place` remembers, as the original keeps it and as we do."""
         block = getattr(self.lm, place.stage)
         mixer = (block.layers if place.stage == "loop" else block)[place.layer].mixer
-        dtype = torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(rows, context, *shape, generator=rng, device=self.device).to(dtype)
+            return torch.randn(rows, context, *shape, generator=rng, device=self.device).to(self.dtype)
 
         if isinstance(mixer, LatentAttention):
             c = mixer.config
@@ -253,3 +266,14 @@ class Sides:
         assert isinstance(mixer, GroupedAttention)
         k, v = draw(mixer.kv_heads, mixer.width), draw(mixer.kv_heads, mixer.width)
         return {"k": k, "v": v}, [k.transpose(1, 2), v.transpose(1, 2)]
+
+
+def _quiet(model: torch.nn.Module, run: Run, arithmetic: Callable[[], AbstractContextManager[Any]]) -> Run:
+    """Without gradient or dropout."""
+    model.eval()
+
+    def quietly() -> Tensor:
+        with torch.no_grad(), arithmetic():
+            return run()
+
+    return quietly

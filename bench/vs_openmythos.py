@@ -5,12 +5,14 @@
 Logits are checked equal first, of a forward pass and of a cached step. Then both sides run in turn, A B A B,
 each in a process of its own. Every pair gives a ratio; the table shows the median of the ratios, the smallest
 and the largest. Above one, ours is faster. `share` is what ours reaches of the best rate of a plain matrix
-product, which takes its turn after every pair. In bfloat16 both run under autocast (the original has no
-other). On a CPU `mythos train` has the C library keep what is freed, so ours trains here with that;
---keep-freed none leaves it out, and all gives it to both sides in every task. --compiled puts both under
-`torch.compile`: the original whole and its shapes fixed, as well as can be; ours as `train` and `generate`
-compile it. Results go to bench/results/ as JSON, those of a given number of threads, compiled ones and those
-of another choice of --keep-freed to files of their own.
+product, which takes its turn after every pair.
+
+In bfloat16 both run under autocast; inference has rows, too, of ours with its weights in bfloat16, in which
+the original raises and so stays under autocast. On a CPU `mythos train` has the C library keep what is freed,
+so ours trains here with that; --keep-freed none leaves it out, and all gives it to both sides in every task.
+--compiled puts both under `torch.compile`: the original whole, its shapes fixed, as well as can be; ours as
+`train` and `generate` compile it. Results go to bench/results/ as JSON, those of a given number of threads,
+compiled ones and those of another choice of --keep-freed to files of their own.
 """
 
 import json
@@ -44,7 +46,7 @@ class Options:
     tasks: tuple[Task, ...] = TASKS
     mixers: tuple[Mixer, ...] = ("mla", "gqa")
     dims: tuple[Literal[256, 512], ...] = (256, 512)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "bfloat16-weights")
     long: int = 2048  # tokens of the long sequence in forward and train (dim 256 only); 0 to leave it out
     tokens: int = 2048  # of a larger batch in train, in sequences of 256; 0 to leave it out
     contexts: tuple[int, ...] = (128, 1024, 4096)
@@ -87,7 +89,6 @@ class Bench:
         print(f"\n{HEADER}")
         for task, cases in self._cases(dim, rows).items():
             self._compare(sides, settings, name, [Work(task, *case) for case in cases])
-        sides.precision = "float32"
         if "cache" in self.options.tasks:
             self._pair(name, "cache, bytes per token", *sides.cache_bytes())
         if "counts" in self.options.tasks:
@@ -105,10 +106,15 @@ class Bench:
             "decode": [(batch, context) for context in options.contexts for batch in options.batches],
         }
         return {
-            task: [(*case, precision) for precision in options.precisions for case in found]
+            task: [(*case, precision) for precision in self._precisions(task) for case in found]
             for task, found in cases.items()
             if task in options.tasks
         }
+
+    def _precisions(self, task: Task) -> tuple[Precision, ...]:
+        """Weights in bfloat16 are for inference, uncompiled."""
+        both = task in ("forward", "decode") and not self.options.compiled
+        return tuple(p for p in self.options.precisions if both or p != "bfloat16-weights")
 
     def _compare(self, sides: Sides, settings: dict[str, Any], name: str, works: list[Work]) -> None:
         """Works of one task, each side in one process for all of them. `sides` is to count operations."""
@@ -119,7 +125,7 @@ class Bench:
             )
             for work in works:
                 once = theirs.prepare(work), ours.prepare(work)
-                rate = partial(self.timer.matmul_rate, getattr(torch, work.precision))
+                rate = partial(self.timer.matmul_rate, sides.at(work.precision).dtype)
                 timing = self.timer.alternate(theirs.sample, ours.sample, once, rate)
                 self._keep(sides, name, work, timing)
 
@@ -140,8 +146,8 @@ class Bench:
     def _keep(self, sides: Sides, name: str, work: Work, timing: Comparison) -> None:
         rate = None
         if work.task in ("forward", "train"):
-            sides.precision = work.precision
-            rate = flops.count(getattr(sides, work.task)(work.batch, work.length)[1]) / timing.ours
+            run = getattr(sides.at(work.precision), work.task)(work.batch, work.length)[1]
+            rate = flops.count(run) / timing.ours
         share = None if rate is None else rate / timing.matmul_rate
         note = "compiled" if self.options.compiled else ""
         label = f"{name} {work.task} {work.batch}x{work.length} {work.precision} {note}"
@@ -162,7 +168,7 @@ class Bench:
         for name, dims in LATENT_LAYERS.items():
             settings = ONE_LAYER | dims
             sides = Sides.build(self.module, settings, self.device)
-            works = [Work("attention", *case, p) for p in self.options.precisions for case in cases]
+            works = [Work("attention", *case, p) for p in self._precisions("attention") for case in cases]
             self._compare(sides, settings, name, works)
 
     def _counts(self, sides: Sides, name: str, rows: int) -> None:

@@ -103,8 +103,8 @@ def _serve(setting: Setting, pipe: Connection) -> None:
             if isinstance(request, Work):
                 if setting.compiled and run is None:
                     _compile(sides, request.task)
-                sides.precision = request.precision
-                run = getattr(sides, request.task)(request.batch, request.length)[setting.side == "ours"]
+                prepared = sides.at(request.precision)
+                run = getattr(prepared, request.task)(request.batch, request.length)[setting.side == "ours"]
                 if setting.compiled:
                     run()  # so that compiling is no part of the estimate
                 pipe.send(timer.warm(run))
