@@ -28,9 +28,8 @@ from open_mythos.train.recipe import Recipe
 from open_mythos.train.step import TrainState, train_step
 
 Mixer = Literal["gqa", "mla"]
-# In bfloat16 both run under autocast; with bfloat16 weights ours is turned to it whole, in which the original
-# raises, so that it stays under autocast.
-Precision = Literal["float32", "bfloat16", "bfloat16-weights"]
+# In bfloat16 both run under autocast. Lowered, our weights are in bfloat16 too, in which the original raises.
+Precision = Literal["float32", "bfloat16", "lowered"]
 Run = Callable[[], Any]
 RUNS_ALL = -6.0  # bias of the halting unit: 0.25 % of the mass per loop
 
@@ -110,14 +109,9 @@ class Sides:
     def at(self, precision: Precision) -> "Sides":
         """The same two in that precision."""
         ours = self.ours
-        if precision == "bfloat16-weights":
+        if precision == "lowered":
             ours = copy.deepcopy(ours).to(torch.bfloat16)
         return replace(self, ours=ours, precision=precision)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """In which products are."""
-        return torch.float32 if self.precision == "float32" else torch.bfloat16
 
     @property
     def lm(self) -> LoopedLM:
@@ -128,11 +122,7 @@ class Sides:
         return torch.randint(0, self.ours.cfg.vocab_size, (rows, length), generator=rng).to(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
-
-    def arithmetic(self) -> AbstractContextManager[Any]:
-        """Of ours."""
-        return nullcontext() if self.precision == "bfloat16-weights" else self.autocast()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision != "float32")
 
     def forward(self, rows: int, length: int) -> tuple[Run, Run]:
         """All logits of `rows` sequences."""
@@ -194,7 +184,7 @@ class Sides:
         return _quiet(self.theirs, run, self.autocast)
 
     def _ours(self, run: Run) -> Run:
-        return _quiet(self.lm, run, self.arithmetic)
+        return _quiet(self.lm, run, nullcontext if self.precision == "lowered" else self.autocast)
 
     def _their_step(self, tokens: Tensor, targets: Tensor) -> Run:
         model = self.theirs
@@ -254,9 +244,10 @@ class Sides:
         """What the layer at `place` remembers, as the original keeps it and as we do."""
         block = getattr(self.lm, place.stage)
         mixer = (block.layers if place.stage == "loop" else block)[place.layer].mixer
+        dtype = arithmetic(self.precision)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(rows, context, *shape, generator=rng, device=self.device).to(self.dtype)
+            return torch.randn(rows, context, *shape, generator=rng, device=self.device).to(dtype)
 
         if isinstance(mixer, LatentAttention):
             c = mixer.config
@@ -268,12 +259,17 @@ class Sides:
         return {"k": k, "v": v}, [k.transpose(1, 2), v.transpose(1, 2)]
 
 
-def _quiet(model: torch.nn.Module, run: Run, arithmetic: Callable[[], AbstractContextManager[Any]]) -> Run:
+def arithmetic(precision: Precision) -> torch.dtype:
+    """In which products are."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def _quiet(model: torch.nn.Module, run: Run, context: Callable[[], AbstractContextManager[Any]]) -> Run:
     """Without gradient or dropout."""
     model.eval()
 
     def quietly() -> Tensor:
-        with torch.no_grad(), arithmetic():
+        with torch.no_grad(), context():
             return run()
 
     return quietly

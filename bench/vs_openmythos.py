@@ -7,12 +7,12 @@ each in a process of its own. Every pair gives a ratio; the table shows the medi
 and the largest. Above one, ours is faster. `share` is what ours reaches of the best rate of a plain matrix
 product, which takes its turn after every pair.
 
-In bfloat16 both run under autocast; inference has rows, too, of ours with its weights in bfloat16, in which
-the original raises and so stays under autocast. On a CPU `mythos train` has the C library keep what is freed,
-so ours trains here with that; --keep-freed none leaves it out, and all gives it to both sides in every task.
---compiled puts both under `torch.compile`: the original whole, its shapes fixed, as well as can be; ours as
-`train` and `generate` compile it. Results go to bench/results/ as JSON, those of a given number of threads,
-compiled ones and those of another choice of --keep-freed to files of their own.
+In bfloat16 both run under autocast (a model of the original turned to it raises); --lowered compares
+inference with our weights in bfloat16 and the original's under autocast. On a CPU `mythos train` has the C
+library keep what is freed, so ours trains here with that; --keep-freed none leaves it out, and all gives
+it to both sides in every task. --compiled puts both under `torch.compile`: the original whole, its shapes
+fixed, as well as can be; ours as `train` and `generate` compile it. Results go to bench/results/ as JSON,
+those of a given number of threads and of each of these choices to files of their own.
 """
 
 import json
@@ -32,7 +32,7 @@ import original
 import torch
 import tyro
 from clock import Clock, Comparison, Timer
-from sides import LATENT_LAYERS, ONE_LAYER, SIZES, Mixer, Precision, Sides
+from sides import LATENT_LAYERS, ONE_LAYER, SIZES, Mixer, Precision, Sides, arithmetic
 from worker import Setting, Side, Work, working
 
 Task = Literal["forward", "train", "decode", "attention", "memory", "cache", "counts"]
@@ -46,12 +46,13 @@ class Options:
     tasks: tuple[Task, ...] = TASKS
     mixers: tuple[Mixer, ...] = ("mla", "gqa")
     dims: tuple[Literal[256, 512], ...] = (256, 512)
-    precisions: tuple[Precision, ...] = ("float32", "bfloat16", "bfloat16-weights")
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     long: int = 2048  # tokens of the long sequence in forward and train (dim 256 only); 0 to leave it out
     tokens: int = 2048  # of a larger batch in train, in sequences of 256; 0 to leave it out
     contexts: tuple[int, ...] = (128, 1024, 4096)
     batches: tuple[int, ...] = (1, 8)
     quick: bool = False  # one size, one mixer, float32, little time per row
+    lowered: bool = False  # only inference in bfloat16, with our weights in it too
     compiled: bool = False  # both sides under torch.compile (up to a minute of warming up per row)
     threads: int | None = None
     clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
@@ -105,16 +106,12 @@ class Bench:
             "train": lengths + [(options.tokens // 256, 256)] * (options.tokens >= 256),
             "decode": [(batch, context) for context in options.contexts for batch in options.batches],
         }
+        precisions = ("lowered",) if options.lowered else options.precisions
         return {
-            task: [(*case, precision) for precision in self._precisions(task) for case in found]
+            task: [(*case, precision) for precision in precisions for case in found]
             for task, found in cases.items()
             if task in options.tasks
         }
-
-    def _precisions(self, task: Task) -> tuple[Precision, ...]:
-        """Weights in bfloat16 are for inference, uncompiled."""
-        both = task in ("forward", "decode") and not self.options.compiled
-        return tuple(p for p in self.options.precisions if both or p != "bfloat16-weights")
 
     def _compare(self, sides: Sides, settings: dict[str, Any], name: str, works: list[Work]) -> None:
         """Works of one task, each side in one process for all of them. `sides` is to count operations."""
@@ -125,7 +122,7 @@ class Bench:
             )
             for work in works:
                 once = theirs.prepare(work), ours.prepare(work)
-                rate = partial(self.timer.matmul_rate, sides.at(work.precision).dtype)
+                rate = partial(self.timer.matmul_rate, arithmetic(work.precision))
                 timing = self.timer.alternate(theirs.sample, ours.sample, once, rate)
                 self._keep(sides, name, work, timing)
 
@@ -168,7 +165,7 @@ class Bench:
         for name, dims in LATENT_LAYERS.items():
             settings = ONE_LAYER | dims
             sides = Sides.build(self.module, settings, self.device)
-            works = [Work("attention", *case, p) for p in self._precisions("attention") for case in cases]
+            works = [Work("attention", *case, p) for p in self.options.precisions for case in cases]
             self._compare(sides, settings, name, works)
 
     def _counts(self, sides: Sides, name: str, rows: int) -> None:
@@ -204,6 +201,7 @@ class Bench:
         }
         self.options.out.mkdir(parents=True, exist_ok=True)
         given = "" if self.options.threads is None else f"-{self.options.threads}-threads"
+        given += "-lowered" if self.options.lowered else ""
         given += "-compiled" if self.options.compiled else ""
         given += {"train": "", "none": "-keep-nothing", "all": "-keep-freed"}[self.options.keep_freed]
         path = self.options.out / f"vs_openmythos-{self.device.type}{given}.json"
@@ -226,6 +224,10 @@ def main() -> None:
     if options.quick:
         options.dims, options.mixers, options.precisions = (256,), ("mla",), ("float32",)
         options.contexts, options.batches, options.tokens, options.budget = (128, 1024), (1,), 0, 2.0
+    if options.lowered and options.compiled:
+        sys.exit("vs_openmythos: --lowered and --compiled are two comparisons; give one of them")
+    if options.lowered:
+        options.tasks = tuple(task for task in options.tasks if task in ("forward", "decode"))
     if options.compiled:
         options.tasks = tuple(task for task in options.tasks if task in ("forward", "train", "decode"))
     if options.threads is not None:
