@@ -35,6 +35,13 @@ MUTATIONS = [
         "unit/nn/test_product.py",
     ),
     Mutation(
+        "experts: the gradient of what weighs them",
+        "nn/experts.py",
+        "torch.linalg.vecdot(grad, y).index_select(0, back)",
+        "torch.linalg.vecdot(grad, y).index_select(0, order)",
+        "unit/nn/test_moe.py -k agrees_with_naive",
+    ),
+    Mutation(
         "experts: weighed for a compiler",
         "nn/experts.py",
         "(said * weights[:, :, None].to(wide))",
