@@ -226,8 +226,15 @@ MUTATIONS = [
     Mutation(
         "halting: the answer begins from nothing",
         "loop/halt.py",
-        "state.answer.masked_fill((state.left == 1)[..., None], 0)",
+        "state.answer.masked_fill((state.taken == 0)[..., None], 0)",
         "state.answer",
+        f"{LAWS}halt.py",
+    ),
+    Mutation(
+        "halting: a mass of one is not yet the first step",
+        "loop/halt.py",
+        "(state.taken == 0)",
+        "(state.left == 1)",
         f"{LAWS}halt.py",
     ),
     Mutation(

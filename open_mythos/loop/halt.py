@@ -96,9 +96,7 @@ class AdaptiveHalting(nn.Module):
         if ctx.tally is not None:
             running = (state.left > 0).float()
             ctx.tally.cost("ponder", _mean(running + running * ends * state.left, ctx))
-        # The first step's answer starts from nothing, whatever the state began with.
-        so_far = state.answer.masked_fill((state.left == 1)[..., None], 0)
-        answer = so_far + weight[..., None].to(h.dtype) * h
+        answer = _so_far(state) + weight[..., None].to(h.dtype) * h
         return state.but(h=h, answer=answer, left=(state.left - weight).masked_fill(ends, 0))
 
 
@@ -121,7 +119,7 @@ class UniversalHalting(nn.Module):
         if ctx.tally is not None:
             ctx.tally.cost("ponder", _mean(running + ends * left, ctx))
         w = weight[..., None].to(h.dtype)
-        so_far = torch.where((left == 1)[..., None], 0, state.answer)
+        so_far = _so_far(state)
         answer = so_far * (1 - w) + w * h if self.config.mix == "basic" else so_far + w * h
         moved = torch.where(running[..., None], h, state.h) if self.config.freeze else h
         return state.but(h=moved, answer=answer, left=torch.where(ends, 0, left - weight))
@@ -153,9 +151,14 @@ def finish(rule: nn.Module, state: State) -> State:
     """What every token would answer if this had been its last step; only ACT has something to add."""
     answer = state.answer
     if isinstance(rule, AdaptiveHalting) and not rule.config.as_released:
-        so_far = torch.where((state.left == 1)[..., None], 0, answer)
-        answer = so_far + state.left[..., None].to(state.h.dtype) * state.h
+        answer = _so_far(state) + state.left[..., None].to(state.h.dtype) * state.h
     return state.but(answer=answer, left=torch.zeros_like(state.left))
+
+
+def _so_far(state: State) -> Hidden:
+    """What the steps before this one answered: of the first, nothing, whatever the state began with. The mass
+    that is left does not tell the first, as a tiny share leaves it at one by rounding."""
+    return state.answer.masked_fill((state.taken == 0)[..., None], 0)
 
 
 def _mean(cost: PerToken, ctx: Context) -> Float[Tensor, ""]:

@@ -26,7 +26,8 @@ def turns(module: nn.Module, states: list[torch.Tensor]) -> list[State]:
     state, seen = State.begin(begin, begin), []
     for n, h in enumerate(states):
         last = torch.full((ROWS,), n == len(states) - 1)
-        state = module(state, h, h, last, ctx)
+        after = module(state, h, h, last, ctx)
+        state = after.but(taken=state.taken + (state.left > 0))
         seen.append(state)
     return seen
 
@@ -65,6 +66,17 @@ def test_one_step_answers_with_its_state(rule: Halting) -> None:
     close(turns(built(rule), [h])[-1].answer, h)
 
 
+def test_shares_too_small_to_lower_the_mass_still_add_up() -> None:
+    """In float32 a share below 2^-25 leaves a mass of one at one; what it weighed is not forgotten."""
+    module = built(ACT(as_released=True))
+    nn.init.zeros_(module.score.weight)
+    nn.init.constant_(module.score.bias, -18.0)
+    states = [torch.randn(ROWS, LENGTH, DIM) for _ in range(TURNS)]
+    seen = turns(module, states)
+    assert (seen[-1].left == 1).all()
+    close(seen[-1].answer, torch.tensor(-18.0).sigmoid() * sum(states), 1e-12)
+
+
 def test_a_finished_token_keeps_its_answer() -> None:
     states = [torch.randn(ROWS, LENGTH, DIM) for _ in range(TURNS)]
     seen = turns(built(ACT(threshold=0.5)), states)
@@ -98,7 +110,8 @@ def test_ponder_cost() -> None:
     states = torch.randn(TURNS, ROWS, LENGTH, DIM)
     state = State.begin(states[0], states[0])
     for n in range(TURNS):
-        state = module(state, states[n], states[n], torch.full((ROWS,), n == TURNS - 1), ctx)
+        after = module(state, states[n], states[n], torch.full((ROWS,), n == TURNS - 1), ctx)
+        state = after.but(taken=state.taken + (state.left > 0))
     shares = module.share(states.flatten(0, 1)).view(TURNS, -1)
     costs = []
     for token in shares.T:

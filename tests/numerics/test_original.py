@@ -38,7 +38,7 @@ SMALL = {
     "expert_dim": 12,
     "lora_rank": 4,
 }
-HALTING = {"as_made": None, "open": -6.0, "closed": 6.0}
+HALTING = {"as_made": None, "open": -6.0, "shut": -18.0, "closed": 6.0}
 CASES = {
     f"{attention}-{name}": {
         "cfg": SMALL | {"attn_type": attention},
