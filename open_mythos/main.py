@@ -9,9 +9,9 @@ for the package open-mythos 0.5.0 runs unchanged, and its weights give the same 
 lists what is different and why.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import index
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import torch
 from torch import Tensor, nn
@@ -120,7 +120,7 @@ class OpenMythos(nn.Module):
         self,
         input_ids: Tokens | Sequence[Sequence[int]],
         max_new_tokens: int = 64,
-        n_loops: int | Sequence[int] = 8,
+        n_loops: SupportsIndex | Iterable[SupportsIndex] = 8,
         temperature: float = 1.0,
         top_k: int | None = 50,
         *,
@@ -138,26 +138,28 @@ class OpenMythos(nn.Module):
         exit, policy, compile, on_token. Rows that end early are filled up with `pad`, by default the first
         `eos`.
         """
-        from open_mythos.infer.generate import generate
+        from open_mythos.infer.generate import generate, whole
         from open_mythos.infer.sample import Sampling
 
         if max_new_tokens == 0:
             return input_ids if isinstance(input_ids, Tensor) else [list(prompt) for prompt in input_ids]
         sampling = Sampling(
             temperature=float(temperature),
-            top_k=top_k or None,
+            top_k=top_k if top_k is not None and top_k > 0 else None,  # the original takes any other for none
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
             seed=int(torch.randint(2**31, ())) if seed is None else seed,
         )
-        done = generate(
-            self.lm, input_ids, max_new_tokens=max_new_tokens, loops=n_loops, sampling=sampling, **options
-        )
+        ends = () if options.get("eos") is None else whole(options["eos"])
+        options |= {"loops": n_loops, "sampling": sampling, "eos": ends}
+        done = generate(self.lm, input_ids, max_new_tokens=max_new_tokens, **options)
         new = [completion.tokens for completion in done]
         if not isinstance(input_ids, Tensor):
             return [[*prompt, *tokens] for prompt, tokens in zip(input_ids, new, strict=True)]
-        return torch.cat([input_ids, _rectangle(new, pad, options.get("eos")).to(input_ids)], dim=1)
+        return torch.cat(
+            [input_ids, _rectangle(new, next(iter(ends), 0) if pad is None else pad).to(input_ids)], dim=1
+        )
 
     @classmethod
     def from_original(
@@ -186,9 +188,10 @@ class OpenMythos(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As ever; also takes what the package open-mythos 0.5.0 saved (see `from_original`)."""
+        """As ever; also takes what the package open-mythos 0.5.0 saved (see `from_original`), a part of it
+        unless `strict`."""
         if original.is_original(state_dict):
-            weights = original.to_core(state_dict, self.lm.config)
+            weights = original.to_core(state_dict, self.lm.config, strict)
             state_dict = {f"lm.{name}": weight for name, weight in weights.items()}
         return super().load_state_dict(state_dict, strict, assign)
 
@@ -221,8 +224,6 @@ def _follow(remembered: int, start_pos: int | None) -> int:
     return remembered
 
 
-def _rectangle(rows: Sequence[Sequence[int]], pad: int | None, eos: Any) -> Tensor:
+def _rectangle(rows: Sequence[Sequence[int]], pad: int) -> Tensor:
     longest = max(map(len, rows))
-    if pad is None:
-        pad = eos if isinstance(eos, int) else next(iter(eos or (0,)))
     return torch.tensor([[*row, *[pad] * (longest - len(row))] for row in rows])

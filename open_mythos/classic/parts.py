@@ -66,6 +66,14 @@ def loop_index_embedding(h: Hidden, loop_t: int, loop_dim: int, theta: float = 1
     return h + step_sinusoid(step, loop_dim, h.shape[-1], theta).to(h.dtype)
 
 
+def _alias(weight: Float[Tensor, "O I"]) -> Projection:
+    """A map whose weight is these very numbers."""
+    with torch.device("meta"):
+        made = Projection(weight.shape[1], weight.shape[0])
+    made.weight = nn.Parameter(weight.detach())
+    return made
+
+
 def _inner(path: str) -> Any:
     """A property: what the core keeps at `path`."""
     return property(lambda part: attrgetter(path)(part.core))
@@ -85,8 +93,7 @@ class Expert(nn.Module):
         gate, up = gate_up if gate_up.ndim == 3 else gate_up.chunk(2)
         with torch.device("meta"):
             expert = cls(gate.shape[1], gate.shape[0])
-        for name, weight in (("gate", gate), ("up", up), ("down", down)):
-            getattr(expert, name).weight = nn.Parameter(weight.detach())
+        expert.gate, expert.up, expert.down = _alias(gate), _alias(up), _alias(down)
         return expert
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
@@ -101,6 +108,11 @@ class MoEFFN(nn.Module):
         super().__init__()
         self.core = cfg.experts().build(cfg.dim) if core is None else core
         self.n_experts, self.n_shared, self.topk = cfg.n_experts, cfg.n_shared_experts, cfg.n_experts_per_tok
+
+    @property
+    def router(self) -> Projection:
+        """Its scores choose the experts."""
+        return _alias(self.core.router)
 
     @property
     def router_bias(self) -> Tensor:
@@ -138,6 +150,8 @@ class GQAttention(nn.Module):
         self.core: Any = (
             MythosConfig.of(cfg, attn_type="gqa").mixer().build(cfg.dim) if core is None else core
         )
+        self.n_heads, self.n_kv_heads = cfg.n_heads, cfg.n_kv_heads
+        self.head_dim, self.groups = cfg.dim // cfg.n_heads, cfg.n_heads // cfg.n_kv_heads
 
     def forward(
         self,
@@ -167,6 +181,9 @@ class MLAttention(nn.Module):
         self.core: Any = (
             MythosConfig.of(cfg, attn_type="mla").mixer().build(cfg.dim) if core is None else core
         )
+        self.n_heads, self.kv_lora_rank, self.v_dim = cfg.n_heads, cfg.kv_lora_rank, cfg.v_head_dim
+        self.qk_nope_dim, self.qk_rope_dim = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim
+        self.q_head_dim = self.qk_nope_dim + self.qk_rope_dim
 
     def forward(
         self,
@@ -248,7 +265,7 @@ class ACTHalting(nn.Module):
 class LoRAAdapter(nn.Module):
     """delta(x, t) = (down(x) * scale[t]) B; loops past the last scale go on with that one."""
 
-    down, scale = _inner("down"), _inner("scale")
+    down = _inner("down")
 
     def __init__(self, dim: int, rank: int, max_loops: int, core: LowRankAdaptation | None = None) -> None:
         super().__init__()
@@ -258,8 +275,17 @@ class LoRAAdapter(nn.Module):
     def B(self) -> Tensor:  # noqa: N802 (the original's name)
         return self.core.up.weight.T
 
-    def forward(self, x: Hidden, loop_t: int) -> Hidden:
-        return self.core.delta(x, torch.full((len(x),), loop_t, device=x.device))
+    @property
+    def scale(self) -> nn.Embedding:
+        """A row per loop."""
+        return nn.Embedding.from_pretrained(self.core.scale.detach(), freeze=False)
+
+    def forward(self, x: Float[Tensor, "... D"], loop_t: int) -> Float[Tensor, "... D"]:
+        """Raises `IndexError` for a negative loop."""
+        if loop_t < 0:
+            raise IndexError(f"loops are counted from 0, got loop_t={loop_t}")
+        rows = x.reshape(1, -1, x.shape[-1])
+        return self.core.delta(rows, torch.tensor([loop_t], device=x.device)).view(x.shape)
 
 
 class RecurrentBlock(nn.Module):
@@ -379,6 +405,9 @@ def _visible(mask: Tensor | None, tokens: int, past: int, device: torch.device) 
                 "an additive mask should hold 0 where a token may look and -inf where it may not"
             )
         mask = mask == 0
+    mask = mask[(None,) * (4 - mask.ndim)]
+    if mask.shape[-2] == 1:  # it says which keys are there, for every query
+        mask = mask.expand(-1, -1, tokens, -1)
     if mask.shape[-2:] == (tokens, tokens) and past:  # it speaks of the new tokens; all may look back
         mask = F.pad(mask, (past, 0), value=True)
     if mask.ndim != 4 or mask.shape[-2:] != shape[-2:]:

@@ -47,28 +47,34 @@ class Joint(NamedTuple):
     split: Callable[[Tensor], list[Tensor]]
 
 
-def _no_act(config: Model) -> bool:
-    """Weights of a halting that the config does not use may be left behind."""
-    return config.loop is not None and not isinstance(config.loop.halt, ACT)
-
-
 def is_original(state: Mapping[str, object]) -> bool:
     return "recurrent.norm.weight" in state
 
 
-def to_core(state: Mapping[str, Tensor], config: Model) -> Weights:
-    """The core's weights. Raises `ValueError` for missing, unknown or misshapen ones."""
+def to_core(state: Mapping[str, Tensor], config: Model, strict: bool = True) -> Weights:
+    """The core's weights. Raises `ValueError` for misshapen ones, and for missing or unknown ones unless not
+    `strict`: then what is whole is returned, and what is unknown under its own name."""
     joints = dict(_joints(config))
     wanted = {name for joint in joints.values() for name in joint.names}
-    given = {name for name in state if name not in TABLES and not (_no_act(config) and ".act." in name)}
-    if missing := sorted(wanted - given):
+    given = {name for name in state if name in wanted or not _is_idle(name, state[name], config)}
+    missing, unknown = sorted(wanted - given), sorted(given - wanted)
+    if missing and strict:
         raise ValueError(
             f"these weights are missing: {_some(missing)}; is the config the one they were made with?"
         )
-    if unknown := sorted(given - wanted):
+    if unknown and strict:
         raise ValueError(f"this config has no place for {_some(unknown)}; is it the one they were made with?")
     _check_shapes(state, config)
-    return {name: joint.join([state[part] for part in joint.names]) for name, joint in joints.items()}
+    there = {name: joint for name, joint in joints.items() if given.issuperset(joint.names)}
+    weights = {name: joint.join([state[part] for part in joint.names]) for name, joint in there.items()}
+    return weights | {name: state[name] for name in unknown}
+
+
+def _is_idle(name: str, weight: Tensor, config: Model) -> bool:
+    """Whether nothing is lost without it: the rotary tables, an adapter of rank 0, and the weights of a
+    halting that the config does not use."""
+    no_act = config.loop is not None and not isinstance(config.loop.halt, ACT)
+    return name in TABLES or weight.numel() == 0 or (no_act and ".act." in name)
 
 
 def from_core(weights: Mapping[str, Tensor], config: Model) -> Weights:
@@ -184,7 +190,7 @@ def _check_shapes(state: Mapping[str, Tensor], config: Model) -> None:
     with torch.device("meta"):
         made = from_core(config.build().state_dict(), config)
     for name, like in made.items():
-        if state[name].shape != like.shape:
+        if name in state and state[name].shape != like.shape:
             raise ValueError(
                 f"{name} has shape {tuple(state[name].shape)}, but this config makes it {tuple(like.shape)}"
             )

@@ -12,7 +12,8 @@ prompt length and depth, and a row ignores its neighbours (tests/laws/test_gener
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from operator import index
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex, cast
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 AT_ONCE = 8  # tokens made on an accelerator between two looks at them
 Finish = Literal["eos", "stop", "length"]
 Prompts = Tokens | Sequence[Sequence[int]]
+Numbers = SupportsIndex | Iterable[SupportsIndex]  # whole ones, of Python's, numpy's or torch's kind
 
 
 class Emitted(NamedTuple):
@@ -81,10 +83,10 @@ def stream(  # noqa: PLR0913 (all of them by name)
     *,
     max_new_tokens: int,
     mask: Int[Tensor, "B T"] | None = None,
-    loops: int | Sequence[int] | None = None,
+    loops: Numbers | None = None,
     exit: Exit | None = None,  # noqa: A002
     sampling: Sampling | None = None,
-    eos: int | Iterable[int] | None = None,
+    eos: Numbers | None = None,
     stop: Sequence[Sequence[int]] = (),
     policy: Policy | None = None,
     warm: bool = False,
@@ -117,7 +119,7 @@ def stream(  # noqa: PLR0913 (all of them by name)
     if policy is None:
         nobody_leaves = exit is None and not (model.loop is not None and model.loop.lent)
         policy = PerLoop() if nobody_leaves else LastExited()
-    ends = _Ends(frozenset([eos] if isinstance(eos, int) else eos or ()), [list(s) for s in stop])
+    ends = _Ends(frozenset(() if eos is None else whole(eos)), [list(s) for s in stop])
     with torch.inference_mode():  # or a compiled verb is made anew for the tensors that are made here
         flight = _Flight(model, rows, depths, max_new_tokens, sampling or Sampling(), exit, policy, warm)
     if compile:
@@ -298,6 +300,16 @@ def _compiled(model: LoopedLM) -> "CompiledVerbs":
     return CompiledVerbs(model)
 
 
+def whole(given: Numbers) -> tuple[int, ...]:
+    """One number or several. Raises `ValueError` for what is no whole number."""
+    try:
+        if isinstance(given, SupportsIndex) and np.ndim(cast(Any, given)) == 0:
+            return (index(given),)
+        return tuple(map(index, cast(Iterable[SupportsIndex], given)))
+    except TypeError:
+        raise ValueError(f"whole numbers were expected, or one, got {given!r}") from None
+
+
 def _as_lists(prompts: Prompts, mask: Int[Tensor, "B T"] | None) -> list[list[int]]:
     """Plain lists without padding."""
     if mask is not None:
@@ -308,16 +320,15 @@ def _as_lists(prompts: Prompts, mask: Int[Tensor, "B T"] | None) -> list[list[in
     return prompts.tolist() if isinstance(prompts, Tensor) else [list(prompt) for prompt in prompts]
 
 
-def _depths(model: LoopedLM, loops: int | Sequence[int] | None, rows: int) -> list[int] | None:
+def _depths(model: LoopedLM, loops: Numbers | None, rows: int) -> list[int] | None:
     if model.loop is None:
         if loops is not None:
             raise ValueError(f"loops={loops} were asked of a model without a loop; leave loops out")
         return None
-    depths = (
-        [model.steps if loops is None else loops] * rows
-        if loops is None or isinstance(loops, int)
-        else list(loops)
-    )
+    if loops is None:
+        depths = [model.steps] * rows
+    else:
+        depths = list(whole(loops)) * (rows if np.ndim(cast(Any, loops)) == 0 else 1)
     if len(depths) != rows:
         raise ValueError(
             f"loops names {len(depths)} depths for {rows} prompts; give one number, or one per prompt"
@@ -343,7 +354,7 @@ def _check(model: LoopedLM, prompts: list[list[int]], budget: int, exit: Exit | 
                 raise ValueError(
                     f"token {token} of prompt {row} is outside the vocabulary of 0 to {vocab - 1}"
                 )
-        if len(prompt) + budget > context:
+        if len(prompt) + budget - 1 > context:  # the last new token is not read again
             raise ValueError(
                 f"prompt {row} has {len(prompt)} tokens; with {budget} new ones that is more than the "
                 f"model's context of {context}"

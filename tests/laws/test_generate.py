@@ -1,5 +1,6 @@
 """Generation is the repeated uncached forward, whoever shares the batch; and it stops where it can."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -232,7 +233,7 @@ def test_bfloat16_generates(name):
         ({"prompts": [[1], []]}, "prompt 1 is empty"),
         ({"prompts": [[1, 61]]}, "token 61 of prompt 0 is outside the vocabulary of 0 to 60"),
         ({"prompts": [[-1]]}, "token -1"),
-        ({"prompts": [[1] * 30]}, "30 tokens; with 5 new ones that is more than the model's context of 32"),
+        ({"prompts": [[1] * 29]}, "29 tokens; with 5 new ones that is more than the model's context of 32"),
         ({"max_new_tokens": 0}, "max_new_tokens should be at least 1, got 0"),
         ({"loops": 0}, "at least one step, got loops=0"),
         ({"loops": [1, 2, 3]}, "3 depths for 1 prompts"),
@@ -246,6 +247,28 @@ def test_bad_requests_are_refused_before_any_work(changes, sentence):
     with work_of(model) as work, pytest.raises(ValueError, match=sentence):
         generate(model, given.pop("prompts"), **given)
     assert not work
+
+
+def test_the_last_new_token_needs_no_room():
+    """It is never read, so a context of n tokens has room for n + 1."""
+    model = lively(MODELS["huginn"].replace(context=8))
+    (completion,) = generate(model, [[1, 2, 3]], max_new_tokens=6, sampling=Sampling(temperature=0))
+    assert len(completion.tokens) == 6
+
+
+def test_numbers_of_numpy_and_torch():
+    model = lively(MODELS["huginn"])
+    plain, *others = (
+        generate(model, [[1, 2]], max_new_tokens=4, loops=loops, eos=eos, sampling=Sampling(temperature=0))
+        for loops, eos in (
+            (2, 3),
+            (np.int64(2), np.int64(3)),
+            (torch.tensor(2), torch.tensor(3)),
+            (torch.tensor([2]), iter([3])),
+            (np.array([2]), {3}),
+        )
+    )
+    assert all(other == plain for other in others)
 
 
 def test_a_model_without_a_loop_says_so():

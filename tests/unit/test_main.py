@@ -92,7 +92,9 @@ class TestConfig:
         loops = [config(released=flag).model().loop for flag in (False, True)]
         assert [loop.halt.as_released for loop in loops] == [False, True]
         assert [loop.mark.relative for loop in loops] == [True, False]
-        scales = [OpenMythos(config(released=flag)).recurrent.lora.scale.std() for flag in (False, True)]
+        scales = [
+            OpenMythos(config(released=flag)).recurrent.lora.scale.weight.std() for flag in (False, True)
+        ]
         assert scales[0] > 20 * scales[1]
 
 
@@ -241,6 +243,18 @@ class TestParts:
         bools = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
         torch.testing.assert_close(attention(x, freqs, bools), hidden)
 
+    def test_masks_are_spread_out(self, model):
+        """Over rows and heads, and one that says which keys are there over the queries."""
+        attention, x = model.prelude[0].attn, torch.randn(2, 5, 32)
+        freqs = main.precompute_rope_freqs(8 if model.cfg.attn_type == "gqa" else 6, 5)
+        whole = attention(x, freqs, causal(5))
+        for fewer in (causal(5)[0, 0], causal(5)[0]):
+            torch.testing.assert_close(attention(x, freqs, fewer), whole)
+        there = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 0, -torch.inf, -torch.inf]])[:, None, None]
+        masked = attention(x, freqs, there)
+        torch.testing.assert_close(masked[1:], attention(x[1:, :5], freqs, there[1:].expand(-1, -1, 5, -1)))
+        torch.testing.assert_close(masked[:1], attention(x[:1], freqs))
+
     def test_masks_and_tables_that_do_not_fit(self, model):
         attention, x = model.prelude[0].attn, torch.randn(1, 5, 32)
         freqs = main.precompute_rope_freqs(8 if model.cfg.attn_type == "gqa" else 6, 5)
@@ -255,6 +269,7 @@ class TestParts:
         before = model(ids)
         ffn = model.recurrent.block.ffn
         x = torch.randn(1, 4, 32)
+        torch.testing.assert_close(ffn.router(x), x @ ffn.core.router.mT)
         alone = sum(expert(x) for expert in ffn.shared_experts)
         for expert in ffn.routed_experts:
             for weight in expert.parameters():
@@ -274,7 +289,10 @@ class TestParts:
         expected = torch.tensor([2.0, 0.02]).sin().tolist() + torch.tensor([2.0, 0.02]).cos().tolist()
         torch.testing.assert_close(marked[0, 0] - h[0, 0], torch.tensor(expected + [0.0] * 28))
         lora = main.LoRAAdapter(32, 4, 3)
-        torch.testing.assert_close(lora(h, 2), (lora.down(h) * lora.scale[2]) @ lora.B)
+        torch.testing.assert_close(lora(h, 2), (lora.down(h) * lora.scale.weight[2]) @ lora.B)
+        torch.testing.assert_close(lora(h[0], 2), lora(h, 2)[0])
+        with pytest.raises(IndexError, match="loop_t=-1"):
+            lora(h, -1)
         torch.testing.assert_close(lora(h, 9), lora(h, 2))
         act = main.ACTHalting(32)
         torch.testing.assert_close(act(h), act.halt(h).squeeze(-1).sigmoid())
@@ -296,6 +314,22 @@ class TestWeights:
         } <= names
         assert "recurrent.block.ffn.routed_experts.5.gate.weight" in names
         assert ("prelude.1.attn.q_up_nope.weight" in names) == (model.cfg.attn_type == "mla")
+
+    def test_a_part_may_be_loaded(self, model):
+        part = {name: weight for name, weight in model.to_original().items() if "coda" not in name}
+        with pytest.raises(ValueError, match="these weights are missing: coda"):
+            model.load_state_dict(part)
+        found = model.load_state_dict(part | {"surprise": torch.zeros(1)}, strict=False)
+        assert found.missing_keys
+        assert all("coda" in name for name in found.missing_keys)
+        assert found.unexpected_keys == ["lm.surprise"]
+
+    def test_an_adapter_of_rank_zero_is_nothing(self, ids):
+        plain = OpenMythos(config(lora_rank=0))
+        empty = {"down.weight": (0, 32), "B": (0, 32), "scale.weight": (3, 0)}
+        state = {f"recurrent.lora.{name}": torch.zeros(shape) for name, shape in empty.items()}
+        again = OpenMythos.from_original(plain.to_original() | state, plain.cfg, released=False)
+        torch.testing.assert_close(again.eval()(ids), plain.eval()(ids))
 
     def test_there_and_back(self, model, ids):
         again = OpenMythos.from_original(model.to_original(), model.cfg, released=False).eval()
