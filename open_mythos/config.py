@@ -56,7 +56,7 @@ class Config:
             path, equals, text = assignment.partition("=")
             if not equals:
                 raise ValueError(f"override {assignment!r} should look like path.to.field=value")
-            _assign(data, path.split("."), _json_or_text(text), path)
+            _assign(data, path.split("."), parsed(text), path)
         return self.from_dict(data)
 
     def replace(self, **changes: Any) -> Self:
@@ -155,8 +155,13 @@ def _assign(node: Any, path: list[str], value: Any, whole: str) -> None:
         node[head] = value
 
 
-def _json_or_text(text: str) -> Any:
+def parsed(text: str) -> Any:
+    """The value that a user wrote: JSON, or else the text. Raises `ValueError` for NaN and infinities."""
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError:
         return text
+
+
+def _refuse(number: str) -> None:
+    raise ValueError(f"a value should be a finite number, got {number}")

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from open_mythos.config import parsed
+
 if TYPE_CHECKING:
     from open_mythos.config import Config
     from open_mythos.data.tokenizer import Tokenizer
@@ -71,7 +73,7 @@ def choice(union: Any, text: str) -> "Config":
     for field, equals, _ in pairs:
         if not equals:
             raise ValueError(f"{text!r} should look like {name}:field=value, but {field!r} has no value")
-    made: Config = kinds[name].from_dict({field: _parsed(value) for field, _, value in pairs})
+    made: Config = kinds[name].from_dict({field: parsed(value) for field, _, value in pairs})
     return made
 
 
@@ -112,7 +114,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _names() -> list[str]:
-    return [name for group in names().values() for name in group]
+    return list(dict.fromkeys(name for group in names().values() for name in group))
 
 
 def _by_name(name: str) -> "Model":
@@ -123,10 +125,3 @@ def _by_name(name: str) -> "Model":
         made: Model = getattr(variants, name)().model()
         return made
     return RECIPES[name]().model if name in RECIPES else presets.preset(name)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

@@ -27,8 +27,8 @@ SAMPLE_TOKENS = 64
 class Options:
     """Train a looped model: `mythos train demo`, `mythos train mythos_1b data=... steps=...`.
 
-    Further words are overrides of the recipe, as in `steps=2000 model.loop.schedule.mean=6`.
-    `mythos show RECIPE` lists what there is to override.
+    Words right after the recipe override it, as in `mythos train demo steps=2000 model.loop.schedule.mean=6`;
+    the config.json of any run lists what there is to override.
     """
 
     recipe: tyro.conf.Positional[str] = "demo"
@@ -92,6 +92,8 @@ def launch(recipe: Recipe, folder: Path, options: Options) -> None:
     require(options.track)
     keep_freed_memory()
     if options.threads is not None:
+        if options.threads < 1:
+            raise ValueError(f"--threads should be at least 1, got {options.threads}")
         torch.set_num_threads(options.threads)
     device = own_device(device_named(options.device))
     with join(device, options.wait, recipe.expert_parallel) as world:
@@ -104,7 +106,7 @@ def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, w
 
     resume = world.first(lambda: _guard(folder, options))
     run = Run(recipe, _read(recipe, world), folder, device, world)
-    state = run.resume() if resume else run.begin()
+    state = run.resume() if resume else run.begin(over=options.fresh)
     try:
         state = _train(run, state, options)
     except Stopped as stopped:
@@ -123,6 +125,9 @@ def _plan(options: Options) -> tuple[Recipe, Path]:
     if options.data:
         from open_mythos.train.recipe import data_named
 
+        for word in options.data:
+            if "=" in word and not Path(word).exists():
+                raise ValueError(f"{word!r} reads like an override; these come right after the recipe's name")
         changes["data"] = data_named(options.data, recipe)
     if options.steps is not None:
         changes |= {"steps": options.steps, "seconds": None}
@@ -155,16 +160,16 @@ def _guard(folder: Path, options: Options) -> bool:
     from open_mythos.train.checkpoint import steps_in
     from open_mythos.train.parallel import restarted
 
+    if (file := next((place for place in (folder, *folder.parents) if place.is_file()), None)) is not None:
+        raise ValueError(f"a run needs a folder, but {file} is a file; choose another with --out")
     steps = steps_in(folder / "checkpoints")
     if restarted():
         return bool(steps)
+    if options.resume and options.fresh:
+        raise ValueError("--resume goes on with a run and --fresh starts over; give one of them")
     if options.resume and not steps:
         raise ValueError(f"{folder} has no whole checkpoint to resume from")
-    if options.fresh and steps:
-        import shutil
-
-        shutil.rmtree(folder / "checkpoints")
-    elif steps and not options.resume:
+    if steps and not options.resume and not options.fresh:
         last = max(steps)
         raise ValueError(
             f"{folder} already holds a run, at step {last}; go on with --resume, start over with --fresh, "
@@ -251,7 +256,9 @@ def _prompt(run: Run) -> list[int]:
     """The beginning of the held-out text, or a puzzle's question."""
     puzzle, held_out = run.corpus.puzzle, run.corpus.held_out
     if puzzle is None:
-        return [int(token) for token in held_out.read(0, min(32, run.recipe.length // 2, len(held_out)))]
+        return [
+            int(token) for token in held_out.read(0, min(32, max(1, run.recipe.length // 2), len(held_out)))
+        ]
     from open_mythos.data.puzzles.puzzle import encode, examples_of
 
     return encode(puzzle, examples_of(puzzle, puzzle.train[0], 1)[0].question)

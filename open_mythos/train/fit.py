@@ -62,34 +62,41 @@ class Run:
         self.recipe, self.corpus, self.folder, self.device = recipe, corpus, folder, device
         self.world = world
         self.reading = recipe.reading(world.rank, world.size)
-        folder.mkdir(parents=True, exist_ok=True)
         self.keeper: Keeper = recipe.keep.build(folder / "checkpoints", world)
         self.returns = 0
 
-    def begin(self) -> TrainState:
-        """A fresh state. Writes the recipe and the tokenizer into the folder.
+    def begin(self, over: bool = False) -> TrainState:
+        """A fresh state; `over` that of an earlier run, whose checkpoints are then deleted. Once all is there
+        that it needs, writes the recipe and the tokenizer into the folder.
 
         Raises `ValueError` if it should begin with weights that do not fit.
         """
         state = self._blank()
         if self.recipe.weights is not None:
             begin_with(state.model, Path(self.recipe.weights))
+        if over and self.world.rank == 0:
+            self.keeper.clear()
+        self._introduce()
         return state
 
     def _blank(self) -> TrainState:
-        loader = self.corpus.loader(self.reading)
+        return TrainState.begin(self.recipe, self.corpus.loader(self.reading), self.device, self.world)
+
+    def _introduce(self) -> None:
         if self.world.rank == 0:
+            self.folder.mkdir(parents=True, exist_ok=True)
             self.recipe.save(self.folder / "config.json")
             self.corpus.tokenizer.save(self.folder / "tokenizer")
-        return TrainState.begin(self.recipe, loader, self.device, self.world)
 
     def resume(self) -> TrainState:
         """The state of the newest intact checkpoint.
 
         Raises `ValueError` if there is none or it is from another recipe (its length and cadence may differ).
         """
-        state = self._blank()
-        return self._restore(state, self._load(state))
+        blank = self._blank()
+        state = self._restore(blank, self._load(blank))
+        self._introduce()  # the recipe may have another length and cadence now
+        return state
 
     def save(self, state: TrainState, score: float | None = None) -> None:
         """Write a checkpoint; of many ranks each writes its shards."""

@@ -4,6 +4,7 @@ Of many ranks each has a keeper of the same folder, and all save and load togeth
 the first everything else.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from threading import Thread
@@ -42,8 +43,7 @@ class Keeper:
         self.config, self.run, self.world = config, run, world
         self._thread: Thread | None = None
         self._error: BaseException | None = None
-        run.mkdir(parents=True, exist_ok=True)
-        if world.rank == 0:
+        if world.rank == 0 and run.is_dir():
             checkpoint.recover(run)
 
     def save(self, step: int, state: Mapping[str, Any], *, score: float | None = None) -> None:
@@ -101,6 +101,12 @@ class Keeper:
             if later > step:
                 checkpoint.remove(folder)
 
+    def clear(self) -> None:
+        """Drop every checkpoint, whole or not."""
+        self.wait()
+        if self.run.is_dir():
+            shutil.rmtree(self.run)
+
     def best(self) -> Path | None:
         """The checkpoint with the lowest score, if any was scored."""
         ranked = self._ranked()
@@ -115,6 +121,7 @@ class Keeper:
     def _write(
         self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any], score: float | None
     ) -> None:
+        self.run.mkdir(parents=True, exist_ok=True)
         folder = checkpoint.step_folder(self.run, step)
         if self.world.size > 1:
             self._write_together(folder, tensors, meta, score)

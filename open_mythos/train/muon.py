@@ -81,6 +81,10 @@ class Muon(Config):
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     polynomial: Quintic | PolarExpress = Quintic()
 
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"a learning rate is not negative, got Muon.lr={self.lr}")
+
     def momentum_at(self, step: int) -> float:
         """Momentum of update number `step`, counted from 0."""
         progress = min(1.0, step / self.warmup) if self.warmup else 1.0

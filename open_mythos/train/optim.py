@@ -32,6 +32,10 @@ class AdamW(Config):
     vector_scale: float = 1.0
     decay_all: bool = False  # tables and vectors too, as the script of the original OpenMythos does
 
+    def __post_init__(self) -> None:
+        if self.lr < 0:
+            raise ValueError(f"a learning rate is not negative, got AdamW.lr={self.lr}")
+
     def build(self, model: nn.Module) -> "Optimizer":
         """Raises `ValueError` for a model without trainable parameters."""
         named = _trainable(model)

@@ -30,7 +30,7 @@ class Prepared(Config):
 
 
 CADENCE = ("eval_every", "eval_rows", "eval_stride", "sample_every", "save_every")
-POSITIVE = ("length", "batch", "steps", "seconds", *CADENCE)
+POSITIVE = ("length", "batch", "micro", "steps", "seconds", "clip", *CADENCE)
 
 Data = CorpusConfig | Prepared | Streamed | Reasoning
 
@@ -73,6 +73,8 @@ class Recipe(Config):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above zero, got {value}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed should be 0 to 2^63 - 1, got {self.seed}")
         if self.batch % self.rows:
             raise ValueError(f"a batch of {self.batch} does not split into micro-batches of {self.rows}")
         if self.eval_stride is not None and self.eval_stride > self.length:

@@ -1,0 +1,100 @@
+"""What `mythos train` refuses, it refuses before a run is lost and before anything new is left."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from open_mythos.cli import main as cli
+from tests.system import toy
+
+QUIET = ("--device", "cpu", "--track", "none", "--no-sweep")
+
+
+def mythos(capsys, *argv):
+    status = cli.main(["train", *map(str, argv), *QUIET])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A recipe, and the folder of a run by it that has ended."""
+    place = tmp_path_factory.mktemp("runs")
+    recipe = toy.recipe(place, steps=2)
+    recipe.save(place / "toy.json")
+    toy.train(recipe, place / "run")
+    return place / "toy.json", place / "run"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--resume", "--fresh"], "give one of them"),
+        ([], "already holds a run, at step 2; go on with --resume"),
+        (["--fresh", "optimiser.muon.lr=-1"], "a learning rate is not negative, got Muon.lr=-1"),
+        (["--fresh", "optimiser.adamw.beta1=2"], "Invalid beta parameter"),
+        (["--fresh", "model.vocab=5"], "the model's vocabulary only 5"),
+        (["--fresh", "weights=/nowhere"], "/nowhere"),
+    ],
+)
+def test_an_earlier_run_is_left_as_it_was(run, capsys, words, sentence):
+    recipe, folder = run
+    before = contents(folder)
+    overrides = [word for word in words if "=" in word]
+    status, _, err = mythos(capsys, recipe, *overrides, "--out", folder, *(set(words) - set(overrides)))
+    assert (status, sentence in err) == (2, True), err
+    assert contents(folder) == before
+
+
+def test_a_refused_resumption_leaves_the_recipe_alone(run, capsys):
+    _, folder = run
+    before = contents(folder)
+    status, _, err = mythos(capsys, "demo", "model.dim=32", "--resume", "--out", folder)
+    assert (status, "the checkpoint is from another recipe" in err) == (2, True), err
+    assert contents(folder) == before
+
+
+def test_fresh_starts_over(run, capsys):
+    recipe, folder = run
+    assert mythos(capsys, recipe, "seed=1", "--out", folder, "--fresh", "--steps", 3)[0] == 0
+    assert sorted(toy.losses(folder)) == [1, 2, 3]
+    assert '"seed": 1' in (folder / "config.json").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["micro=0"], "micro must be above zero, got 0"),
+        (["clip=-1"], "clip must be above zero, got -1"),
+        (["clip=NaN"], "a value should be a finite number, got NaN"),
+        (["optimiser.muon.lr=Infinity"], "got Infinity"),
+        (["model.loop.schedule.mean=NaN"], "got NaN"),
+        (["seed=-1"], "seed should be 0 to 2^63 - 1, got -1"),
+        (["seed=99999999999999999999999"], "seed should be 0 to 2^63 - 1"),
+        (["--threads", "0"], "--threads should be at least 1, got 0"),
+        (["--data", "stuff", "length=8"], "'length=8' reads like an override"),
+        (["weights=/nowhere"], "/nowhere"),
+        (["optimiser.adamw.eps=-1"], "Invalid epsilon"),
+    ],
+)
+def test_what_is_refused_leaves_nothing(run, tmp_path, capsys, words, sentence):
+    status, _, err = mythos(capsys, run[0], *words, "--out", tmp_path / "new")
+    assert (status, sentence in err) == (2, True), err
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_cannot_be_in_a_file(run, capsys):
+    status, _, err = mythos(capsys, run[0], "--out", run[0] / "below")
+    assert status == 2
+    assert f"a run needs a folder, but {run[0]} is a file" in err
+
+
+def test_rows_of_one_token_train_to_the_end(run, tmp_path, capsys):
+    assert mythos(capsys, run[0], "length=1", "--steps", 2, "--out", tmp_path / "short")[0] == 0
+    assert sorted(toy.losses(tmp_path / "short")) == [1, 2]
