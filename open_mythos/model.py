@@ -207,9 +207,13 @@ class LoopedLM(nn.Module):
         wholes = [d.full_tensor() if isinstance(d, DTensor) else d for d in decays]
         return max((float(whole.max()) for whole in wholes), default=None)
 
-    def check(self, tokens: Tokens) -> None:
+    def check(self, tokens: Tensor) -> None:
         """Raise `ValueError` unless `tokens` are some, and of this vocabulary. (Skipped where it would wait
         for an accelerator: there, check before the transfer.)"""
+        if tokens.ndim != 2 or tokens.is_floating_point():
+            raise ValueError(
+                f"tokens should be whole numbers of shape (B, T), got {tokens.dtype} {tuple(tokens.shape)}"
+            )
         if tokens.numel() == 0:
             raise ValueError(f"there are no tokens to read (shape {tuple(tokens.shape)}); give at least one")
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():

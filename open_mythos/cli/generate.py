@@ -90,6 +90,8 @@ def main(argv: list[str]) -> int:
     device = device_named(options.device)
     model, tokenizer = trained(options.run, options.step)
     text = sys.stdin.read() if options.prompt is None else options.prompt
+    if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError("the prompt is not valid UTF-8; give --prompt text in the terminal's encoding")
     prompt = tokenizer.encode(text)
     if not prompt:
         raise ValueError("the prompt is empty; give --prompt some text to continue, or standard input")
@@ -113,8 +115,11 @@ def _stream(options: Options, model: LoopedLM, tokenizer: Tokenizer, prompt: lis
     from open_mythos.loop.exit import Exit
     from open_mythos.nn.cache import Policy
 
-    if options.samples < 1:
-        raise ValueError(f"samples should be at least 1, got {options.samples}")
+    for name in ("samples", "tokens"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} should be at least 1, got {getattr(options, name)}")
+    if "" in options.stop:
+        raise ValueError("--stop should be some text, got none")
     chosen: dict[str, Any] = {
         "exit": None if options.exit is None else choice(Exit, options.exit),
         "policy": None if options.cache is None else choice(Policy, options.cache),

@@ -1,9 +1,9 @@
 """mythos match CONFIG --on params,flops,memory: the model to compare with, equal in what is named within 2 %.
 
-CONFIG is a preset's name, a folder, or a JSON file. A looped model is answered with a fixed-depth one, and
-a fixed-depth one with a looped one of `--loops` steps. Where no model is equal in all that is named, as a
-loop does more with a parameter than any layer without one, there is a model for each. `--out` writes the
-answer as a config that every other verb reads.
+CONFIG is the name of a model or recipe, a folder, or a JSON file. A looped model is answered with a fixed-
+depth one, and a fixed-depth one with a looped one of `--loops` steps. Where no model is equal in all that
+is named, as a loop does more with a parameter than any layer without one, there is a model for each.
+`--out` writes the answer as a config that every other verb reads.
 """
 
 import argparse
@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from open_mythos.analysis.match import Match
-    from open_mythos.model import Model
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="mythos match", description=__doc__)
-    parser.add_argument("config", help="a preset's name, a folder with config.json, or a JSON file")
+    parser.add_argument("config", help="a model or recipe by name, a folder with config.json, or a JSON file")
     parser.add_argument("--on", default="params", help="any of params, flops, training, memory, with commas")
     parser.add_argument(
         "--loops", type=int, default=4, help="steps of the loop, when it is the answer that loops"
@@ -25,8 +24,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="write the answer there, as JSON")
     given = parser.parse_args(argv)
     from open_mythos.analysis.match import NoMatchError, match
+    from open_mythos.cli.named import model_named
 
-    model, on = read(given.config), tuple(given.on.split(","))
+    model, on = model_named(given.config), tuple(given.on.split(","))
     try:
         found = {given.on: match(model, on, loops=given.loops)}
     except NoMatchError as error:
@@ -41,19 +41,6 @@ def main(argv: list[str]) -> int:
             one.model.save(to)
             print(f"written to {to}")
     return 0
-
-
-def read(name: str) -> "Model":
-    """A model by name or from a file. Raises `ValueError` for what is neither."""
-    from open_mythos.model import Model
-    from open_mythos.presets import preset
-
-    path = Path(name)
-    if path.is_dir():
-        from open_mythos.hub.load import described
-
-        return described(path)
-    return Model.load(path) if path.suffix == ".json" else preset(name)
 
 
 def _show(name: str, what: str, found: "Match") -> None:

@@ -20,7 +20,7 @@ class Options:
     """
 
     model: tyro.conf.Positional[str]
-    """A preset's name, a folder with config.json, or a JSON file."""
+    """A model or recipe by name, a folder with config.json, or a JSON file."""
 
     mesh: str = "8"
     """GPUs, or data x expert parallelism as in 8x64 (expert_parallel=64 on 512 GPUs)."""
@@ -47,12 +47,15 @@ class Options:
 def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos plan", args=argv)
     from open_mythos.analysis.plan import GPUS, Mesh, Work, forecast, mesh_that_fits
-    from open_mythos.cli.match import read
+    from open_mythos.cli.named import model_named
     from open_mythos.train.optim import MuonAdamW
 
+    for name in ("tokens", "length", "rows", "price"):
+        if (value := getattr(options, name)) is not None and not 0 < value < float("inf"):
+            raise ValueError(f"--{name} should be above zero and finite, got {value}")
     if options.gpu not in GPUS:
         raise ValueError(f"the GPU {options.gpu!r} is not in the table; it has {', '.join(GPUS)}")
-    gpu, model, mesh = GPUS[options.gpu], read(options.model), Mesh.spoken(options.mesh)
+    gpu, model, mesh = GPUS[options.gpu], model_named(options.model), Mesh.spoken(options.mesh)
     gpu = gpu if options.price is None else gpu._replace(hourly=options.price)
     works = [Work(options.length, options.rows, remat, MuonAdamW()) for remat in (False, True)]
     plans = [forecast(model, mesh, work, gpu, options.tokens, options.mfu) for work in works]

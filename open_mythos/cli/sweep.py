@@ -51,8 +51,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos sweep", args=argv)
-    if options.rows < 1 or options.batch < 1:
-        raise ValueError(f"rows and batch should be at least 1, got {options.rows} and {options.batch}")
+    for name in ("rows", "batch", "length"):
+        if (value := getattr(options, name)) is not None and value < 1:
+            raise ValueError(f"--{name} should be at least 1, got {value}")
     loops = None if options.loops is None else depths(options.loops)
     from open_mythos.analysis.sweep import sweep, write_sweep
     from open_mythos.cli.named import device_named

@@ -261,7 +261,11 @@ def _save(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / ".tokenizer.part"  # each file is there whole or not at all
-    core.save(str(part))
+    try:
+        part.write_text(core.to_str(pretty=True), encoding="utf-8")
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
     part.replace(folder / "tokenizer.json")
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -56,6 +56,8 @@ class Plan(NamedTuple):
 def _each(value: int | tuple[int, ...], batch: int) -> tuple[int, ...]:
     if isinstance(value, int):
         return (value,) * batch
+    if not isinstance(value, tuple | list):
+        raise ValueError(f"a depth is a whole number, or one per sequence, got {value!r}")
     if len(value) != batch:
         raise ValueError(f"the plan is for {len(value)} sequences, the batch has {batch}")
     return tuple(value)
