@@ -157,7 +157,7 @@ def _recipe(options: Options) -> tuple[Recipe, str]:
 
 def _guard(folder: Path, options: Options) -> bool:
     """Never write over a run by accident. Whether to resume."""
-    from open_mythos.train.checkpoint import steps_in
+    from open_mythos.train.checkpoint import damage, steps_in
     from open_mythos.train.parallel import restarted
 
     if (file := next((place for place in (folder, *folder.parents) if place.is_file()), None)) is not None:
@@ -168,7 +168,7 @@ def _guard(folder: Path, options: Options) -> bool:
     if options.resume and options.fresh:
         raise ValueError("--resume goes on with a run and --fresh starts over; give one of them")
     if options.resume and not steps:
-        raise ValueError(f"{folder} has no whole checkpoint to resume from")
+        raise ValueError(f"{folder} has no whole checkpoint to resume from{damage(folder / 'checkpoints')}")
     if steps and not options.resume and not options.fresh:
         last = max(steps)
         raise ValueError(

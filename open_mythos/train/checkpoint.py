@@ -124,9 +124,18 @@ def require_same(saved: Any, current: Any, name: str = "config") -> None:
 
 def steps_in(run: Path) -> dict[int, Path]:
     """Checkpoints of a run that look whole (manifest readable, sizes right), by step, oldest first."""
+    return {step: folder for step, folder in _folders(run).items() if trouble(folder) is None}
+
+
+def damage(run: Path) -> str:
+    """What is wrong with the newest checkpoint of a run that has none that looks whole, to end a sentence."""
+    folders = _folders(run)
+    return f": {trouble(folders[max(folders)])}" if folders else ""
+
+
+def _folders(run: Path) -> dict[int, Path]:
     found = [(STEP.fullmatch(path.name), path) for path in run.iterdir()] if run.is_dir() else []
-    whole = [(int(match[1]), path) for match, path in found if match and looks_whole(path)]
-    return dict(sorted(whole))
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
 def latest(run: Path) -> Path | None:
@@ -138,13 +147,14 @@ def step_folder(run: Path, step: int) -> Path:
     return run / f"step-{step:08d}"
 
 
-def looks_whole(folder: Path) -> bool:
+def trouble(folder: Path) -> str | None:
+    """Why a checkpoint is not whole, if its manifest or the sizes of its files show it."""
     try:
         for name, file in read_manifest(folder)["files"].items():
             _check(folder / name, file, verify=False)
-    except (ValueError, OSError):
-        return False
-    return True
+    except (ValueError, OSError) as error:
+        return str(error)
+    return None
 
 
 def draft_of(folder: Path) -> Path:

@@ -44,7 +44,8 @@ def saved_weights(folder: Path, step: int | None = None) -> dict[str, Tensor]:
     """The weights of a run by their names in the model, at `step` or at its newest intact checkpoint."""
     steps = checkpoint.steps_in(folder / "checkpoints")
     if not steps or (step is not None and step not in steps):
-        have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none that is whole"
+        none = f"it has none that is whole{checkpoint.damage(folder / 'checkpoints')}"
+        have = f"it has steps {', '.join(map(str, steps))}" if steps else none
         raise ValueError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; {have}")
     tensors, _ = checkpoint.load(steps[step if step is not None else max(steps)], only="model")
     return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -165,6 +166,21 @@ def test_a_foreign_checkpoint_is_refused(run, tmp_path, capsys):
     assert status == 2
     assert "is not of the model in its config.json" in err
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [("model.safetensors", "model.safetensors"), ("manifest.json", "manifest.json is not readable JSON")],
+)
+def test_a_damaged_checkpoint_says_what_is_wrong(run, tmp_path, capsys, file, says):
+    shutil.copytree(run, tmp_path / "damaged")
+    (tmp_path / "damaged" / "checkpoints" / "step-00000010" / file).write_bytes(b"")
+    for words in (["generate", tmp_path / "damaged", "--prompt", "a"], ["sweep", tmp_path / "damaged"]):
+        status, _, err = mythos(capsys, *words)
+        assert status == 2
+        assert "it has none that is whole: " in err
+        assert says in err
+        assert err.count("\n") == 1
 
 
 def test_as_a_command(run):
