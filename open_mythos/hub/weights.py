@@ -69,7 +69,9 @@ def write(folder: Path, tensors: Iterable[tuple[str, Tensor]], limit: int = SHAR
 def _save(folder: Path, tensors: dict[str, Tensor], number: int) -> list[str]:
     from safetensors.torch import save_file
 
-    save_file(tensors, _part(folder, number), metadata={"format": "pt"})
+    part = _part(folder, number)
+    save_file(tensors, part, metadata={"format": "pt"})
+    part.chmod(folder.stat().st_mode & 0o666)  # the library lets nobody else read it
     return list(tensors)
 
 

@@ -237,6 +237,7 @@ def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
         save_file(tensors, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from error
+    path.chmod(path.parent.stat().st_mode & 0o666)  # who may read the folder may read it, as all else there
     _sync(path)
 
 

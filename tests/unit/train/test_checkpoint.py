@@ -55,6 +55,17 @@ def test_a_part_is_a_plain_safetensors_file(tmp_path: Path) -> None:
         load(tmp_path / "c", only="data")
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_who_may_read_the_folder_may_read_every_file(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save(tmp_path / "c", tensors(), META)
+    finally:
+        os.umask(before)
+    modes = {path.stat().st_mode & 0o777 for path in (tmp_path / "c").iterdir()}
+    assert modes == {0o666 & ~umask}
+
+
 def test_tied_tensors_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
     weight = torch.randn(4, 4)
     given = {"a": weight, "b": weight.detach(), "row": weight[1], "transposed": weight.T}
