@@ -157,9 +157,8 @@ class OpenMythos(nn.Module):
         new = [completion.tokens for completion in done]
         if not isinstance(input_ids, Tensor):
             return [[*prompt, *tokens] for prompt, tokens in zip(input_ids, new, strict=True)]
-        return torch.cat(
-            [input_ids, _rectangle(new, next(iter(ends), 0) if pad is None else pad).to(input_ids)], dim=1
-        )
+        filler = next(iter(ends), 0) if pad is None else pad
+        return torch.cat([input_ids, _rectangle(new, filler).to(input_ids)], dim=1)
 
     @classmethod
     def from_original(
