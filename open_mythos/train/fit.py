@@ -74,8 +74,9 @@ class Run:
         state = self._blank()
         if self.recipe.weights is not None:
             begin_with(state.model, Path(self.recipe.weights))
-        if over and self.world.rank == 0:
-            self.keeper.clear()
+        if over:
+            self.world.each(None)  # by now all have read what they begin with
+            self.world.first(self.keeper.clear)
         self._introduce()
         return state
 
