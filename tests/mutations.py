@@ -226,15 +226,15 @@ MUTATIONS = [
     Mutation(
         "halting: the answer begins from nothing",
         "loop/halt.py",
-        "state.answer.masked_fill((state.taken == 0)[..., None], 0)",
+        "state.answer * (state.taken > 0)[..., None]",
         "state.answer",
         f"{LAWS}halt.py",
     ),
     Mutation(
         "halting: a mass of one is not yet the first step",
         "loop/halt.py",
-        "(state.taken == 0)",
-        "(state.left == 1)",
+        "(state.taken > 0)",
+        "(state.left < 1)",
         f"{LAWS}halt.py",
     ),
     Mutation(
@@ -380,8 +380,8 @@ MUTATIONS = [
     Mutation(
         "attention: blocks look back only",
         "nn/blockwise.py",
-        "above = q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)",
-        "above = q.new_full((BLOCK, BLOCK), -torch.inf).triu(2)",
+        "above = q.new_full((block, block), -torch.inf).triu(1)",
+        "above = q.new_full((block, block), -torch.inf).triu(2)",
         "unit/nn/test_attend.py",
     ),
     Mutation(

@@ -96,7 +96,7 @@ class AdaptiveHalting(nn.Module):
         if ctx.tally is not None:
             running = (state.left > 0).float()
             ctx.tally.cost("ponder", _mean(running + running * ends * state.left, ctx))
-        answer = _so_far(state) + weight[..., None].to(h.dtype) * h
+        answer = torch.addcmul(_so_far(state), weight[..., None].to(h.dtype), h)
         return state.but(h=h, answer=answer, left=(state.left - weight).masked_fill(ends, 0))
 
 
@@ -151,14 +151,14 @@ def finish(rule: nn.Module, state: State) -> State:
     """What every token would answer if this had been its last step; only ACT has something to add."""
     answer = state.answer
     if isinstance(rule, AdaptiveHalting) and not rule.config.as_released:
-        answer = _so_far(state) + state.left[..., None].to(state.h.dtype) * state.h
+        answer = torch.addcmul(_so_far(state), state.left[..., None].to(state.h.dtype), state.h)
     return state.but(answer=answer, left=torch.zeros_like(state.left))
 
 
 def _so_far(state: State) -> Hidden:
     """What the steps before this one answered: of the first, nothing, whatever the state began with. The mass
     that is left does not tell the first, as a tiny share leaves it at one by rounding."""
-    return state.answer.masked_fill((state.taken == 0)[..., None], 0)
+    return state.answer * (state.taken > 0)[..., None]  # on a CPU several times as fast as to fill
 
 
 def _mean(cost: PerToken, ctx: Context) -> Float[Tensor, ""]:
