@@ -20,6 +20,7 @@ from torch import Tensor
 from open_mythos.shapes import Keys, Mixed, Queries, Values
 
 BLOCK = 64  # queries at a time, which look at no later block's keys
+WIDE = 128  # the same in bfloat16 where no weights are kept for a backward pass
 TOGETHER = 8  # query heads at a time in float32; bfloat16's products cost more to start and take all at once
 
 Grouped = Float[Tensor, "BG g T K"]  # query heads beside those that share their key/value head
@@ -57,8 +58,9 @@ class _Blockwise(torch.autograd.Function):
 def _mix(q: Grouped, k: Flat, v: FlatValues, scale: float, kept: list[Tensor] | None = None) -> Mix:
     """`kept` receives the weights of every block."""
     mixed = q.new_empty(*q.shape[:-1], v.shape[-1])
-    above = q.new_full((BLOCK, BLOCK), -torch.inf).triu(1)
-    for heads, start, end in _blocks(q):
+    block = WIDE if kept is None and q.dtype == torch.bfloat16 else BLOCK
+    above = q.new_full((block, block), -torch.inf).triu(1)
+    for heads, start, end in _blocks(q, block):
         asked = end - start
         scores = _rows(q[heads, :, start:end] * scale) @ k[heads, :end].mT
         scores.unflatten(1, (-1, asked))[..., start:] += above[:asked, :asked]
@@ -91,12 +93,12 @@ def _mix_plainly(q: Grouped, k: Flat, v: FlatValues, scale: float) -> Mix:
     return scores.masked_fill(above, -torch.inf).softmax(-1) @ v[:, None]
 
 
-def _blocks(q: Grouped) -> Iterator[tuple[slice, int, int]]:
+def _blocks(q: Grouped, block: int = BLOCK) -> Iterator[tuple[slice, int, int]]:
     """(key/value heads, first query, end of the queries)."""
     together = max(1, TOGETHER // q.shape[1]) if q.dtype == torch.float32 else len(q)
     for head in range(0, len(q), together):
-        for start in range(0, q.shape[2], BLOCK):
-            yield slice(head, head + together), start, min(start + BLOCK, q.shape[2])
+        for start in range(0, q.shape[2], block):
+            yield slice(head, head + together), start, min(start + block, q.shape[2])
 
 
 def _rows(x: Grouped) -> Flat:
