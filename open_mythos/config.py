@@ -48,8 +48,9 @@ class Config:
     def override(self, *assignments: str) -> Self:
         """A copy with dotted assignments applied, as in `loop.halt.threshold=0.9`.
 
-        Values are JSON (`loop.inject={"is": "Add"}`), or bare text. A number in the path picks an
-        item of a tuple (`prelude.0.ffn.width=64`), `*` all of them.
+        Values are JSON (`loop.inject={"is": "Concat"}`), or bare text; a variant as it is by default needs
+        only its name (`loop.inject=Concat`). A number in the path picks an item of a tuple
+        (`prelude.0.ffn.width=64`), `*` all of them.
         """
         data = self.to_dict()
         for assignment in assignments:
@@ -97,17 +98,23 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         return tuple(_typed(tuples[0][0], item, f"{name}[{i}]") for i, item in enumerate(value))
     if float in variants and type(value) is int:
         return float(value)
+    if value in (named := _named(variants)) and str not in variants:
+        return named[value].from_dict({})
     if any(_fits(variant, value) for variant in variants):
         return value
     raise ValueError(f"{name} should be {_spell(hint)}, got {value!r}")
 
 
 def _variant(variants: Iterable[Any], value: Mapping[str, Any], name: str) -> Any:
-    named = {v.__name__: v for v in variants if isinstance(v, type) and issubclass(v, Config)}
+    named = _named(variants)
     kind = value.get("is", next(iter(named)) if len(named) == 1 else None)
     if kind not in named:
         raise ValueError(f"{name} cannot be {kind!r}; it can be {', '.join(named) or 'no nested config'}")
     return named[kind].from_dict(value)
+
+
+def _named(variants: Iterable[Any]) -> dict[Any, type[Config]]:
+    return {v.__name__: v for v in variants if isinstance(v, type) and issubclass(v, Config)}
 
 
 def _fits(hint: Any, value: Any) -> bool:

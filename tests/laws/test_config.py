@@ -39,6 +39,7 @@ def test_overrides(name: str) -> None:
         loop=config.loop.replace(halt=Last())
     )
     assert config.override() == config
+    assert other.override("loop.halt=Last").loop.halt == Last()
 
 
 def test_overrides_reach_into_tuples() -> None:
@@ -61,6 +62,9 @@ def test_the_original_stays() -> None:
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
+        ("loop.inject=Diagnal", "Loop.inject should be Nothing or Add or .*, got 'Diagnal'"),
+        ("loop.halt=Loop", "Loop.halt should be Last or ACT or .*, got 'Loop'"),
+        ("loop.layers.0.mixer=GQA", "GQA needs heads"),
         ("loop.inject.is=Diagnal", "Loop.inject cannot be 'Diagnal'; it can be Nothing, Add"),
         ('loop={"is": "GQA"}', "Model.loop cannot be 'GQA'; it can be Loop"),
         ("dimm=3", "there is no 'dimm'; did you mean 'dim'"),
