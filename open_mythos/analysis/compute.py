@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM, Model
-from open_mythos.nn.cache import KVCache, Policy
+from open_mythos.nn.cache import Folded, KVCache, PerLoop, Policy
 from open_mythos.nn.context import Context
 from open_mythos.nn.moe import MixtureOfExperts
 from open_mythos.shapes import Tokens
@@ -92,12 +92,22 @@ def flops(model: Model) -> Flops:
 def cache_bytes(
     model: Model, policy: Policy, loops: int | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> int:
-    """Bytes that one token leaves in a cache of `dtype`, at this depth."""
+    """Bytes that one token leaves in a cache of `dtype`, at this depth, when it takes every step of it: counted
+    for one and two steps, since all slots but the first are alike."""
     lm = on_meta(model).to(dtype)
+    loops = lm.steps if loops is None else loops
+    if lm.loop is None or isinstance(policy, Folded):
+        return _held(lm, policy, loops)
+    slots = len({policy.slot(step) for step in range(loops)})
+    one, two = (_held(lm, PerLoop(), steps) for steps in (1, 2))
+    return one + (slots - 1) * (two - one)
+
+
+def _held(lm: LoopedLM, policy: Policy, steps: int) -> int:
+    """Bytes in a cache after one token."""
     cache = KVCache(rows=1, capacity=1, policy=policy)
-    tokens = _tokens(1)
     with torch.no_grad():
-        lm.features(tokens, None if lm.loop is None else Plan(loops or lm.steps), cache=cache)
+        lm.features(_tokens(1), None if lm.loop is None else Plan(steps), cache=cache)
     return cache.nbytes // 2  # the other half is the column that padding writes to
 
 

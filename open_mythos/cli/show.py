@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from open_mythos.nn.cache import Policy
 
 SEAMS = ("start", "route", "mark", "inject", "layers", "adapt", "update", "halt", "schedule")
+MOST = 1_000_000  # loops
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,8 @@ def _show(options: Options, model: Model, console: Console) -> None:
 
     if options.loops is not None and options.loops < 1:
         raise ValueError(f"a loop takes at least one step, got loops={options.loops}")
+    if options.loops is not None and options.loops > MOST:
+        raise ValueError(f"a cache is counted for up to {MOST:,} steps, got loops={options.loops}")
     if options.context < 0:
         raise ValueError(f"a context has no fewer than 0 tokens, got context={options.context}")
     loops = options.loops or model.loop.schedule.mean_steps if model.loop is not None else 0

@@ -10,7 +10,7 @@ from open_mythos.loop.schedule import Fixed, Plan
 from open_mythos.model import Model
 from open_mythos.nn.attention import GQA, MLA
 from open_mythos.nn.block import PreNorm
-from open_mythos.nn.cache import Anchor, KVCache, LastExited, PerLoop, Ring, Shared
+from open_mythos.nn.cache import Anchor, Deepest, Folded, KVCache, LastExited, PerLoop, Ring, Shared, Skip
 from open_mythos.nn.context import Context
 from open_mythos.nn.ffn import MoE, SwiGLU
 from tests.tiny import MODELS
@@ -125,8 +125,17 @@ def test_cache_bytes_of_each_policy():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_cache_bytes_are_those_of_a_real_cache(name):
-    lm, cache = MODELS[name].build().eval(), KVCache(2, 7)
-    tokens = torch.zeros(2, 7, dtype=torch.long)
-    with torch.no_grad():
-        lm(tokens, ctx=Context.counting(tokens, cache=cache))
-    assert cache.nbytes == 2 * 8 * cache_bytes(MODELS[name], PerLoop(), dtype=torch.float32)
+    lm, tokens = MODELS[name].build().eval(), torch.zeros(2, 7, dtype=torch.long)
+    layers = 1
+    if lm.loop is not None:
+        layers, lm.loop.lockstep = len(lm.loop.layers), True  # or tokens that halt leave earlier
+    for policy in (
+        *(PerLoop(), LastExited(), Shared(), Ring(slots=3), Anchor(steps=2), Skip(), Deepest()),
+        Folded(layers=layers),
+    ):
+        for loops in (None, 1, 2, 5):
+            cache = KVCache(2, 7, policy)
+            plan = None if lm.loop is None else Plan(loops or lm.steps)
+            with torch.no_grad():
+                lm(tokens, plan, ctx=Context.counting(tokens, cache=cache))
+            assert cache.nbytes == 2 * 8 * cache_bytes(MODELS[name], policy, loops, dtype=torch.float32)
