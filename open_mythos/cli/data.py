@@ -1,6 +1,5 @@
 """`mythos data`: tokenise text ahead of training, check what was written, look at text and puzzles."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,21 +77,12 @@ class CheckOptions:
 
 
 def main(argv: list[str]) -> int:
-    """Run `mythos data ARGV`; 0 if all went well, 1 after one line on stderr, 2 for a wrong command line."""
     verbs: dict[str, Callable[..., Any]] = {
         "prepare": PrepareOptions,
         "show": ShowOptions,
         "check": CheckOptions,
     }
-    try:
-        options = tyro.extras.subcommand_cli_from_dict(verbs, prog="mythos data", args=argv)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 2
-    try:
-        _run(options)
-    except ValueError as error:
-        print(f"mythos data: {error}", file=sys.stderr)
-        return 1
+    _run(tyro.extras.subcommand_cli_from_dict(verbs, prog="mythos data", args=argv))
     return 0
 
 

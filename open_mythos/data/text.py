@@ -137,6 +137,8 @@ def source(*spoken: str) -> Source:
     if not spoken or spoken == ("python",):
         return Stdlib()
     missing = [path for path in spoken if not Path(path).exists()]
+    if "" in spoken:
+        raise ValueError("an empty name is no text; give paths, owner/dataset of the Hub, or python")
     if not missing:
         return Files(paths=spoken)
     if len(spoken) == 1 and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", spoken[0]):

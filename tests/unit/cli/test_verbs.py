@@ -126,6 +126,7 @@ def test_sweep_prints_and_writes_what_the_report_reads(run, capsys):
         (["show", "mythos_2b"], "there is no model, file or folder 'mythos_2b'; close to it are mythos_"),
         (["show", "mythos_1b", "loop.hat=1"], "loop.hat"),
         (["show", "mythos_1b", "--loops", "0"], "at least one step"),
+        (["show", "mythos_1b", "--loops", "9" * 20], "up to 1,000,000 steps"),
         (["show", "none.json"], "there is no file"),
         (["generate", "nowhere", "--prompt", "a"], "there is no folder nowhere"),
         (["generate", "RUN", "--prompt", ""], "prompt is empty"),
@@ -195,11 +196,11 @@ def test_as_a_command(run):
     assert done.stderr == "mythos generate: a loop takes at least one step, got loops=-1\n"
 
 
-@pytest.mark.parametrize("verb", ["show", "generate", "sweep"])
-def test_help_answers_without_torch(verb):
+@pytest.mark.parametrize("words", [["show"], ["generate"], ["sweep"], ["data", "prepare"]])
+def test_help_answers_without_torch(words):
     code = (
         "import sys; from open_mythos.cli.main import main\n"
-        f"try: main(['{verb}', '--help'])\n"
+        f"try: main({[*words, '--help']})\n"
         "except SystemExit: pass\n"
         "print([m for m in ('torch', 'rich.console', 'tokenizers') if m == 'torch' and m in sys.modules])"
     )
