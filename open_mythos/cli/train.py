@@ -107,6 +107,8 @@ def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, w
     resume = world.first(lambda: _guard(folder, options))
     run = Run(recipe, _read(recipe, world), folder, device, world)
     state = run.resume() if resume else run.begin(over=options.fresh)
+    if world.rank == 0 and recipe.progress(state.step, state.seconds) >= 1:
+        print(f"{folder} is at its end, step {state.step}; with more --steps or --seconds it goes on")
     try:
         state = _train(run, state, options)
     except Stopped as stopped:

@@ -1,7 +1,7 @@
 """What a person sees while training: a bar with the time left, and the vital signs of a looped model.
 
     training ━━━━━━━━━━━━━━━━━━━━━━━━━━╺━━━━━━━━━  62%  step 310  3:41 left
-    loss 2.310 · 1.410 bits/byte · 15.2k tokens/s
+    loss 2.310 nats · 1.410 bits/byte · 15.2k tokens/s
     4.2 loops · balance 1.18 · rho 0.930 · grad 0.71
 
 On a terminal the lines stay in place; elsewhere (a log file, a pipe) a plain line is printed
@@ -33,9 +33,9 @@ class Vital(NamedTuple):
 
 
 OUTCOME = (
-    Vital("loss", lambda x: f"loss {x:.3f}"),
+    Vital("loss", lambda x: f"loss {x:.3f} nats"),
     Vital("bits_per_byte", lambda x: f"{x:.3f} bits/byte"),
-    Vital("eval_bits_per_byte", lambda x: f"held out {x:.3f}"),
+    Vital("eval_bits_per_byte", lambda x: f"held out {x:.3f} bits/byte"),
     Vital("tokens_per_second", lambda x: f"{short_number(x)} tokens/s"),
 )
 HEALTH = (

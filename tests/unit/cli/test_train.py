@@ -52,6 +52,12 @@ def test_an_earlier_run_is_left_as_it_was(run, capsys, words, sentence):
     assert contents(folder) == before
 
 
+def test_a_run_at_its_end_says_so(run, capsys):
+    recipe, folder = run
+    status, out, _ = mythos(capsys, recipe, "--resume", "--out", folder, "--no-sweep", "--track", "none")
+    assert (status, "is at its end, step 2; with more --steps or --seconds it goes on" in out) == (0, True)
+
+
 def test_a_refused_resumption_leaves_the_recipe_alone(run, capsys):
     _, folder = run
     before = contents(folder)

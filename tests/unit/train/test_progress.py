@@ -35,7 +35,7 @@ def test_a_log_gets_a_line_every_few_seconds_and_the_last_one():
     lines = text().splitlines()
     assert [line.split(",")[0].split()[-1] for line in lines] == ["1/10", "4/10", "7/10", "10/10"]
     assert "12 left" in lines[1]
-    assert "0:12 left: loss 3.000 · rho 0.500" in lines[1]
+    assert "0:12 left: loss 3.000 nats · rho 0.500" in lines[1]
     assert "took 0:20" in lines[-1]
 
 
@@ -78,7 +78,7 @@ def test_a_terminal_shows_bar_vitals_and_samples():
         progress.note("saved [1]")
     assert "25%" in text()
     for words in (
-        "loss 2.000",
+        "loss 2.000 nats",
         "15.2k tokens/s",
         "4.2 loops",
         "MFU 37%",
