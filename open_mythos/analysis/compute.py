@@ -92,8 +92,10 @@ def flops(model: Model) -> Flops:
 def cache_bytes(
     model: Model, policy: Policy, loops: int | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> int:
-    """Bytes that one token leaves in a cache of `dtype`, at this depth, when it takes every step of it: counted
-    for one and two steps, since all slots but the first are alike."""
+    """Bytes that one token leaves in a cache of `dtype` when it takes all steps of this depth.
+
+    Counted for one step and for two, since all slots but the first are alike.
+    """
     lm = on_meta(model).to(dtype)
     loops = lm.steps if loops is None else loops
     if lm.loop is None or isinstance(policy, Folded):
