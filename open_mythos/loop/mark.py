@@ -79,15 +79,16 @@ class SinusoidMark(nn.Module):
     def forward(self, h: Hidden, step: Steps, ctx: Context) -> Hidden:
         known = ctx.place.step if ctx.cache is not None and ctx.step is step else None
         if isinstance(known, int):  # the host knows the step, and all rows are at the same
-            signal = ctx.kept((self, known, h.device), lambda: self._signal(step[:1], h.shape[-1]))
+            signal = ctx.kept((self, known, h.device), lambda: self.signal(step[:1], h.shape[-1]))
         else:
-            signal = self._signal(step, h.shape[-1])
+            signal = self.signal(step, h.shape[-1])
         if self.config.relative:
             size = torch.linalg.vector_norm(h.detach(), dim=-1, keepdim=True, dtype=at_least_float32(h))
             signal = signal * size / h.shape[-1] ** 0.5
         return h + signal.to(h.dtype)
 
-    def _signal(self, step: Steps, dim: int) -> Float[Tensor, "#B 1 D"]:
+    def signal(self, step: Steps, dim: int) -> Float[Tensor, "#B 1 D"]:
+        """What is added at this step, relative to the size of the state if so configured."""
         if self.config.steps is not None:
             step = step.clamp_max(self.config.steps - 1)
         return self.config.amplitude * step_sinusoid(step, self.channels, dim, self.config.base)[:, None]

@@ -10,6 +10,7 @@ weight; while that stays in cache, all products and then their sums are up to tw
 for processors that it does not know (bench/product.py shows both), and a compiler reads any weight just once.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -22,6 +23,7 @@ from open_mythos.nn.norm import at_least_float32
 LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like eight
 SMALL = 2**15  # elements of a weight from which one row is multiplied out
 
+Row = Float[Tensor, "_"]
 Rows = Float[Tensor, "... I"]
 Weight = Float[Tensor, "O I"]
 Bias = Float[Tensor, "O"]
@@ -44,6 +46,15 @@ def linear(x: Rows, weight: Weight, bias: Bias | None = None) -> Out:
     if not torch.is_grad_enabled():
         return _onednn(x, weight, bias)
     return cast(Tensor, _Linear.apply(x, weight, bias))
+
+
+def linear_alone(weight: Weight, bias: Bias | None = None) -> Callable[[Row], Row]:
+    """`linear` of one row in float32 on a CPU with this weight, without gradient: how is decided once."""
+    if 8 * weight.numel() >= LARGE:
+        return lambda x: linear(x[None], weight, bias)[0]
+    if bias is None:
+        return lambda x: torch.linalg.vecdot(weight, x)
+    return lambda x: torch.linalg.vecdot(weight, x).add_(bias)
 
 
 class _Linear(torch.autograd.Function):

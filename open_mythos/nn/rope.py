@@ -107,11 +107,15 @@ class Rope(Config):
     def __call__(self, x: Float[Tensor, "B H T K"], ctx: Context) -> Float[Tensor, "B H T K"]:
         """Turn `x`, laid out (B H T K), by the positions of `ctx`."""
         width = x.shape[-1]
-        turns = ctx.once(self.key(width), lambda: self._turns(width, ctx))
+        turns = self.turns(width, ctx)
         if self.pairs == "adjacent" and _suits_complex(x):
             turn = ctx.once((*self.key(width), "complex"), lambda: torch.complex(turns[0], turns[1]))
-            return _turned(x, turn)
+            return turned(x, turn)
         return rotate_plainly(x, turns[0], turns[1], self.pairs)
+
+    def turns(self, width: int, ctx: Context) -> Float[Tensor, "2 B 1 T half"]:
+        """Cosines and sines for heads of this width."""
+        return ctx.once(self.key(width), lambda: self._turns(width, ctx))
 
     def key(self, width: int) -> tuple[object, ...]:
         """Under which a context keeps the turns of heads of this width: (2 B 1 T half), cosines and sines."""
@@ -137,7 +141,7 @@ def rotate(
     pairs: Literal["adjacent", "halves"],
 ) -> Float[Tensor, "B H T K"]:
     if pairs == "adjacent" and _suits_complex(x):
-        return _turned(x, torch.complex(cos, sin))
+        return turned(x, torch.complex(cos, sin))
     return rotate_plainly(x, cos, sin, pairs)
 
 
@@ -164,10 +168,11 @@ def _suits_complex(x: Tensor) -> bool:
     return x.dtype in (torch.bfloat16, torch.float16)
 
 
-def _turned(x: Float[Tensor, "B H T K"], turn: Complex[Tensor, "#B 1 T half"]) -> Float[Tensor, "B H T K"]:
+def turned(x: Float[Tensor, "... K"], turn: Complex[Tensor, "..."]) -> Float[Tensor, "... K"]:
+    """Adjacent pairs of `x` turned by complex numbers, which broadcast against them."""
     return torch.view_as_real(_as_complex(x) * turn).flatten(-2).to(x.dtype)
 
 
-def _as_complex(x: Float[Tensor, "B H T K"]) -> Complex[Tensor, "B H T half"]:
+def _as_complex(x: Float[Tensor, "... K"]) -> Complex[Tensor, "... half"]:
     x = x if x.dtype == torch.float32 else x.to(torch.float32, memory_format=torch.contiguous_format)
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_mythos.nn import product
-from open_mythos.nn.product import linear
+from open_mythos.nn.product import linear, linear_alone
 from tests.zoo import close
 
 
@@ -122,3 +122,16 @@ def test_other_precisions_are_left_alone() -> None:
 
 def test_no_rows() -> None:
     assert linear(torch.empty(0, 4), torch.randn(3, 4)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("large", [1, 2**40])
+@pytest.mark.parametrize("biased", [False, True])
+@torch.no_grad()
+def test_a_product_of_one_row_decided_beforehand(
+    biased: bool, large: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "LARGE", large)
+    x, weight, bias = inputs((33,), 9)
+    close(
+        linear_alone(weight, bias if biased else None)(x), F.linear(x, weight, bias if biased else None), 1e-5
+    )
