@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from open_mythos.data.batch import Batch
+from open_mythos.infer.alone import AloneVerbs, apart
 from open_mythos.infer.compiled import CompiledVerbs
 from open_mythos.loop.schedule import Plan
 from open_mythos.main import OpenMythos
@@ -96,7 +97,7 @@ class Sides:
     ours: OpenMythos
     device: torch.device
     precision: Precision = "float32"
-    verbs: LoopedLM | CompiledVerbs | None = None  # that ours decodes through; none for those of the model
+    verbs: LoopedLM | AloneVerbs | CompiledVerbs | None = None  # that ours decodes through
 
     @classmethod
     def build(cls, original: ModuleType, settings: dict[str, Any], device: torch.device) -> "Sides":
@@ -140,7 +141,7 @@ class Sides:
         tokens = self.tokens(rows, 1)
         seen, cache = self._caches(rows, context)
         theirs, ours, plan = self.theirs, self.lm, Plan(self.ours.cfg.max_loop_iters)
-        verbs = self.verbs or ours
+        verbs = self.verbs or apart(ours)
 
         def theirs_next() -> Tensor:
             # It puts grown copies into the dict and leaves the tensors alone: a copy of the dict suffices.

@@ -12,6 +12,7 @@ class Mutation(NamedTuple):
 
 
 LAWS = "laws/test_"
+ALONE = "unit/infer/test_alone.py"
 MUTATIONS = [
     Mutation(
         "products: the bias of the fast one",
@@ -47,6 +48,83 @@ MUTATIONS = [
         "(said * weights[:, :, None].to(wide))",
         "said",
         "unit/nn/test_moe.py -k for_a_compiler",
+    ),
+    Mutation(
+        "products: the bias of one row, decided beforehand",
+        "nn/product.py",
+        "torch.linalg.vecdot(weight, x).add_(bias)",
+        "torch.linalg.vecdot(weight, x)",
+        "unit/nn/test_product.py -k beforehand",
+    ),
+    Mutation(
+        "one row alone: the scale of the scores",
+        "infer/alone.py",
+        "_turns(rope, width, width**-0.5)",
+        "_turns(rope, width)",
+        f"{ALONE} -k plain_ones_say[mythos-gqa",
+    ),
+    Mutation(
+        "one row alone: which token writes into the cache",
+        "infer/alone.py",
+        "held.select(-2, ctx.start)",
+        "held.select(-2, ctx.start - 1)",
+        f"{ALONE} -k plain_ones_say[mythos-mla-act",
+    ),
+    Mutation(
+        "one row alone: what weighs an expert",
+        "infer/alone.py",
+        "y.add_(experts[expert](x), alpha=weight)",
+        "y.add_(experts[expert](x))",
+        f"{ALONE} -k plain_ones_say[mythos-gqa",
+    ),
+    Mutation(
+        "one row alone: the bias of the router",
+        "infer/alone.py",
+        "(scores + bias).topk(k)",
+        "scores.topk(k)",
+        f"{ALONE} -k plain_ones_say[mythos-gqa",
+    ),
+    Mutation(
+        "one row alone: steps past the last that adapts",
+        "infer/alone.py",
+        "scales[min(_number(ctx), len(scales) - 1)]",
+        "scales[_number(ctx) % len(scales)]",
+        f"{ALONE} -k plain_ones_say[mythos-gqa",
+    ),
+    Mutation(
+        "one row alone: the last step takes what is left",
+        "infer/alone.py",
+        "(forced and last.item())",
+        "False",
+        f"{ALONE} -k plain_ones_say[mythos-gqa",
+    ),
+    Mutation(
+        "one row alone: the answer begins from nothing",
+        "infer/alone.py",
+        "if taken.item() else h * weight",
+        "if True else h * weight",
+        f"{ALONE} -k plain_ones_say[mythos-gqa",
+    ),
+    Mutation(
+        "one row alone: somebody listens",
+        "infer/alone.py",
+        "bool(part._forward_hooks or part._forward_pre_hooks",
+        "bool(part._forward_pre_hooks",
+        f"{ALONE} -k listens",
+    ),
+    Mutation(
+        "one row alone: rows at positions of their own",
+        "infer/alone.py",
+        "and bool(ctx.start)",
+        "and ctx.start != 0",
+        f"{ALONE} -k go_to_the_plain_ones",
+    ),
+    Mutation(
+        "one row alone: other precisions",
+        "infer/alone.py",
+        """and not torch.is_autocast_enabled("cpu")""",
+        "",
+        f"{ALONE} -k go_to_the_plain_ones[autocast",
     ),
     Mutation(
         "compiled: the buffers of the step",

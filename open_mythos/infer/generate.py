@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from open_mythos.infer.alone import AloneVerbs, apart
 from open_mythos.infer.sample import NextLogits, Sampling, choose, uniforms
 from open_mythos.loop.exit import Exit
 from open_mythos.loop.schedule import Plan
@@ -30,6 +31,8 @@ from open_mythos.shapes import Hidden, Tokens
 
 if TYPE_CHECKING:
     from open_mythos.infer.compiled import CompiledVerbs
+
+    Verbs = LoopedLM | AloneVerbs | CompiledVerbs
 
 AT_ONCE = 8  # tokens made on an accelerator between two looks at them
 Finish = Literal["eos", "stop", "length"]
@@ -122,8 +125,7 @@ def stream(  # noqa: PLR0913 (all of them by name)
     ends = _Ends(frozenset(() if eos is None else whole(eos)), [list(s) for s in stop])
     with torch.inference_mode():  # or a compiled verb is made anew for the tensors that are made here
         flight = _Flight(model, rows, depths, max_new_tokens, sampling or Sampling(), exit, policy, warm)
-    if compile:
-        flight.verbs = _compiled(model)
+    flight.verbs = _compiled(model) if compile else apart(model)
     return _emit(flight, ends, max_new_tokens, at_once)
 
 
@@ -187,7 +189,7 @@ class _Flight:
         warm: bool,
     ) -> None:
         self.model, self.prompts, self.depths = model, prompts, depths
-        self.verbs: LoopedLM | CompiledVerbs = model  # that tokens go through once the prompts are read
+        self.verbs: Verbs = model  # that tokens go through once the prompts are read
         self.sampling, self.exit, self.warm = sampling, exit, warm
         self.owners = list(range(len(prompts)))
         self.device = model.embed.weight.device
@@ -257,7 +259,7 @@ class _Flight:
         ctx: Context,
         last: Int[Tensor, "B"],
         exit: Exit | None,  # noqa: A002
-        verbs: "LoopedLM | CompiledVerbs",
+        verbs: "Verbs",
     ) -> tuple[NextLogits, Int[Tensor, "B"]]:
         """The four verbs; logits and steps taken at column `last` of every row."""
         model, rows = self.model, torch.arange(len(tokens), device=self.device)

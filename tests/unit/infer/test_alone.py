@@ -1,0 +1,208 @@
+"""The verbs of one row on a CPU: the numbers of the plain ones, and else the plain ones themselves."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from open_mythos.infer.alone import AloneVerbs, apart
+from open_mythos.infer.generate import generate
+from open_mythos.loop.adapt import NormedStep
+from open_mythos.loop.halt import ACT
+from open_mythos.loop.inject import Add, Nothing
+from open_mythos.loop.mark import StepSinusoid, Unmarked
+from open_mythos.loop.schedule import Plan
+from open_mythos.loop.update import Gate, Replace
+from open_mythos.nn.block import PreNormBlock, Sandwich
+from open_mythos.nn.cache import KVCache, Shared
+from open_mythos.nn.context import Context
+from open_mythos.nn.ffn import MoE
+from open_mythos.nn.linear import LoRA
+from open_mythos.nn.norm import LayerNorm
+from tests import tiny
+from tests.lively import lively
+
+EVERY = tiny.MODELS | tiny.ROUTED
+MYTHOS = ["mythos-mla", "mythos-mla-act", "mythos-gqa-act"]
+PROMPT, NEXT = [5, 9, 2, 40, 17], [3, 3, 60]
+
+
+def changed(name="mythos-gqa-act", **loop):
+    config = tiny.MODELS[name]
+    return config.replace(loop=config.loop.replace(**loop))
+
+
+def layer(block=None, **parts):
+    """One of the loop's, with other parts."""
+    config = tiny.MODELS["mythos-gqa-act"]
+    first = config.loop.layers[0]
+    fields = {"mixer": first.mixer, "ffn": first.ffn} | parts
+    return changed(layers=((block or type(first))(**fields),))
+
+
+VARIED = {
+    "no signals": changed(mark=Unmarked(), inject=Nothing(), update=Replace()),
+    "a relative signal": changed(mark=StepSinusoid(channels=8, relative=True), inject=Add()),
+    "few steps told apart": changed(mark=StepSinusoid(channels=8, steps=2)),
+    "a normed step, a gate": changed(adapt=NormedStep(), update=Gate()),
+    "halting as released": changed(halt=ACT(threshold=0.6, as_released=True)),
+    "all of the mass": changed(halt=ACT(threshold=1.0)),
+    "no shared experts": layer(ffn=MoE(experts=4, chosen=3, width=16, shared=0)),
+    "another norm": layer(norm=LayerNorm()),
+    "scaled branches": layer(scale=0.5),
+    "sandwich": layer(Sandwich),
+    "maps that differ by step": layer(mixer=tiny.GROUPED.replace(linear=LoRA(rank=2, steps=3))),
+    "odd halves": layer(mixer=tiny.LATENT.replace(nope_dim=5)),
+    "a bias": layer(mixer=tiny.GROUPED.replace(bias=True, out_bias=True)),
+    "no positions": layer(mixer=tiny.GROUPED.replace(rope=None)),
+    "a scaled stream": tiny.MODELS["mythos-gqa-act"].replace(embed_scale=3.0),
+}
+
+
+def taken(model, verbs, loops, prompt=PROMPT):
+    """States and features of each next token, read by `verbs` after a prompt read by the model."""
+    cache = KVCache(1, len(prompt) + len(NEXT))
+    model.features(torch.tensor([prompt]), plan(model, loops), cache=cache)
+    for position, token in enumerate(NEXT, len(prompt)):
+        tokens = torch.tensor([[token]])
+        ctx = Context.counting(tokens, position, cache)
+        state = verbs.encode(tokens, ctx)
+        if model.loop is not None:
+            state = model.loop(state, ctx, plan(model, loops), take=verbs.step)
+        yield *state, verbs.decode(state, ctx)
+
+
+def unbalanced(model):
+    """The biases of its routers matter."""
+    for name, bias in model.named_buffers():
+        if name.endswith("ffn.bias"):
+            bias.normal_()
+    return model
+
+
+def plan(model, loops):
+    return None if model.loop is None else Plan(loops)
+
+
+@pytest.mark.parametrize("loops", [1, 3, 5])
+@pytest.mark.parametrize("config", [*EVERY.values(), *VARIED.values()], ids=[*EVERY, *VARIED])
+@torch.inference_mode()
+def test_they_say_what_the_plain_ones_say(config, loops):
+    model = unbalanced(lively(config))
+    verbs = apart(model)
+    assert isinstance(verbs, AloneVerbs)
+    for got, want in zip(taken(model, verbs, loops), taken(model, model, loops), strict=True):
+        for part, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [-1e4, -20.0, 20.0, 1e4])
+@torch.inference_mode()
+def test_halting_that_is_quite_sure(bias):
+    model = lively(tiny.MODELS["mythos-gqa-act"])
+    torch.nn.init.constant_(model.loop.halt.score.bias, bias)
+    for got, want in zip(taken(model, apart(model), 4), taken(model, model, 4), strict=True):
+        for part, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", MYTHOS)
+def test_no_block_of_an_openmythos_is_called_once_the_prompt_is_read(name, monkeypatch):
+    model, calls = lively(tiny.MODELS[name]), []
+    plain = PreNormBlock.forward
+    monkeypatch.setattr(PreNormBlock, "forward", lambda *given: calls.append(1) or plain(*given))
+    generate(model, [PROMPT], max_new_tokens=5, loops=3)
+    assert len(calls) == 1 + 3 + 1
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        "loop.layers.0",
+        "loop.layers.0.mixer",
+        "loop.layers.0.mixer.q",
+        "loop.layers.0.ffn",
+        "loop.layers.0.ffn_norm",
+    ]
+    + [f"loop.{part}" for part in ("mark", "inject", "adapt", "update", "halt")],
+)
+def test_a_part_that_somebody_listens_to_is_called(part):
+    model, calls = lively(tiny.MODELS["mythos-gqa-act"]), []
+    want = generate(model, [PROMPT], max_new_tokens=4, loops=3)
+    model.get_submodule(part).register_forward_hook(lambda *given: calls.append(1))
+    assert generate(model, [PROMPT], max_new_tokens=4, loops=3) == want
+    assert len(calls) == 4 * 3
+
+
+CALLS = {  # rows, context from (tokens, cache), what goes on meanwhile
+    "more rows": (2, lambda tokens, cache: Context.counting(tokens, 5, cache), nullcontext),
+    "rows out of step": (2, lambda t, cache: Context.ragged(t, torch.tensor([[5], [4]]), cache), nullcontext),
+    "its own position": (1, lambda t, cache: Context.ragged(t, torch.tensor([[5]]), cache), nullcontext),
+    "another cache": (1, lambda tokens, cache: Context.counting(tokens, 0), nullcontext),
+    "a gradient": (1, lambda tokens, cache: Context.counting(tokens, 5, cache), torch.enable_grad),
+    "autocast": (
+        1,
+        lambda tokens, cache: Context.counting(tokens, 5, cache),
+        lambda: torch.autocast("cpu", torch.bfloat16),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", CALLS)
+@torch.no_grad()
+def test_other_calls_go_to_the_plain_ones(kind, monkeypatch):
+    rows, context, meanwhile = CALLS[kind]
+    model, verbs, heard = lively(tiny.MODELS["mythos-mla-act"]), [], []
+    for name in ("encode", "step", "decode"):
+        plain = getattr(model, name)
+        monkeypatch.setattr(
+            model,
+            name,
+            lambda *given, name=name, plain=plain, **more: heard.append(name) or plain(*given, **more),
+        )
+    verbs, cache = apart(model), KVCache(rows, 8)
+    prompt = torch.tensor([PROMPT] * rows)
+    model.features(prompt, Plan(2), cache=cache)
+    heard.clear()
+    tokens = torch.full((rows, 1), 7)
+    with meanwhile():
+        ctx = context(tokens, cache)
+        state = model.loop(verbs.encode(tokens, ctx), ctx, Plan(2), take=verbs.step)
+        verbs.decode(state, ctx)
+    assert heard == ["encode", "step", "step", "decode"]
+
+
+@torch.inference_mode()
+def test_a_step_that_nobody_took_is_taken_by_the_plain_verb():
+    """It makes room in the cache, and what was there before is seen in it."""
+    model = lively(tiny.MODELS["mythos-gqa-act"])
+    tokens, cache = torch.tensor([PROMPT]), KVCache(1, 8)
+    model.features(tokens, Plan(2), cache=cache)
+    verbs, ctx = apart(model), Context.counting(tokens[:, :1], 5, cache)
+    model.loop(verbs.encode(tokens[:, :1], ctx), ctx, Plan(4), take=verbs.step)
+    assert {step for stage, _, step, _ in cache._held if stage == "loop"} == {0, 1, 2, 3}
+
+
+@torch.inference_mode()
+def test_a_full_cache_says_so():
+    model, cache = lively(tiny.MODELS["mythos-mla"]), KVCache(1, len(PROMPT))
+    model.features(torch.tensor([PROMPT]), cache=cache)
+    one = torch.tensor([[1]])
+    with pytest.raises(ValueError, match="cache holds 5 tokens"):
+        apart(model).encode(one, Context.counting(one, len(PROMPT), cache))
+
+
+@torch.inference_mode()
+def test_steps_may_share_a_slot():
+    model = lively(tiny.MODELS["mythos-gqa-act"])
+    want, got = (
+        [done.tokens for done in generate(model, [PROMPT], max_new_tokens=6, loops=4, policy=Shared())]
+        for model in (model.double(), model.float())
+    )
+    assert got == want
+
+
+def test_weights_of_another_precision_stay_whole():
+    model = lively(tiny.MODELS["mythos-gqa-act"])
+    assert apart(model.double()) is model
+    assert apart(model.bfloat16()) is model
