@@ -52,8 +52,8 @@ MUTATIONS = [
     Mutation(
         "products: the bias of one row, decided beforehand",
         "nn/product.py",
-        "torch.linalg.vecdot(weight, x).add_(bias)",
-        "torch.linalg.vecdot(weight, x)",
+        "multiply(weight, x).add_(bias)",
+        "multiply(weight, x)",
         "unit/nn/test_product.py -k beforehand",
     ),
     Mutation(
@@ -120,11 +120,11 @@ MUTATIONS = [
         f"{ALONE} -k go_to_the_plain_ones",
     ),
     Mutation(
-        "one row alone: other precisions",
+        "one row alone: in full under autocast",
         "infer/alone.py",
-        """and not torch.is_autocast_enabled("cpu")""",
-        "",
-        f"{ALONE} -k go_to_the_plain_ones[autocast",
+        """torch.autocast("cpu", enabled=False) if""",
+        "nullcontext() if",
+        f"{ALONE} -k under_autocast",
     ),
     Mutation(
         "compiled: the buffers of the step",

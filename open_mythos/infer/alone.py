@@ -1,10 +1,10 @@
 """The verbs for one row of one token on a CPU, with the modules taken apart.
 
-A token of a small model is a thousand small operations, and half of its time goes to what is known before the
-first of them: which parts a module has, how wide its heads are, which kernel suits a weight, that there is no
-gradient and no padding. Here every part is asked once, and answers with a function of one vector that holds
-its weights and does the arithmetic. Nothing is compiled and no weight is copied, so this takes no time to
-begin with, and it is as fast as what a compiler makes of one row.
+A token of a small model is a thousand small operations, and nearly half of its time goes to what is known
+before the first of them: which parts a module has, how wide its heads are, which kernel suits a weight, that
+there is no gradient and no padding. Here every part is asked once, and answers with a function of one vector
+that holds its weights and does the arithmetic. Nothing is compiled and no weight is copied, so there is
+nothing to wait for.
 
 A part that has no such function here, or that somebody listens to by a hook, is called as it is; and where a
 call is not of this kind (more rows or tokens, padding, another cache, the first time a step is taken) the
@@ -13,6 +13,7 @@ plain verb does it. Oracle: the plain verbs (tests/unit/infer/test_alone.py).
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from torch.nn.modules import module as modules
 
 from open_mythos.loop.adapt import LowRankAdaptation, NoAdaptation
-from open_mythos.loop.core import LoopCore
+from open_mythos.loop.core import LoopCore, Take
 from open_mythos.loop.halt import AdaptiveHalting
 from open_mythos.loop.inject import AddInjection, NoInjection, NormedAddInjection
 from open_mythos.loop.mark import NoMark, SinusoidMark
@@ -32,7 +33,7 @@ from open_mythos.loop.state import State
 from open_mythos.loop.update import LTIUpdate, ReplaceUpdate
 from open_mythos.model import LoopedLM
 from open_mythos.nn.attend import attend_latents
-from open_mythos.nn.attention import GroupedAttention, LatentAttention
+from open_mythos.nn.attention import MLA, GroupedAttention, LatentAttention
 from open_mythos.nn.block import PreNormBlock
 from open_mythos.nn.cache import KVCache, Slots
 from open_mythos.nn.context import Context, Sight
@@ -45,6 +46,7 @@ from open_mythos.nn.rope import Rope, turned
 from open_mythos.shapes import Features, Hidden, PerSequence, Steps, Tokens
 
 Vector = Float[Tensor, "D"]
+Heads = Float[Tensor, "... K"]
 Map = Callable[[Vector], Vector]
 Layer = Callable[[Vector, Context], Vector]
 Where = tuple[str, int]  # stage and layer
@@ -70,35 +72,39 @@ class AloneVerbs:
         self._prelude = [_block(block, ("prelude", i)) for i, block in enumerate(model.prelude)]
         self._coda = [_block(block, ("coda", i)) for i, block in enumerate(model.coda)]
         self._enter, self._readout, self._norm = map(_map, (model.enter, model.readout, model.norm))
-        self._turn = None if model.loop is None else _turn(model.loop)
+        self._take = None if model.loop is None else _take(model.loop)
 
     def encode(self, tokens: Tokens, ctx: Context, *, start: Hidden | None = None) -> State:
         seen = self._seeing(ctx)
         if seen is None or self.model.ngrams is not None:
             return self.model.encode(tokens, ctx, start=start)
         x = (self.model.embed(tokens) * self.model.config.embed_scale).view(-1)
-        for block in self._prelude:
-            x = block(x, seen)
-        x = _row(self._enter(x))
+        with _in_full():
+            for block in self._prelude:
+                x = block(x, seen)
+            x = _row(self._enter(x))
         if start is not None or self.model.loop is None:
             return State.begin(x, x if start is None else start.to(x))
         return self.model.loop.begin(x)
 
     def step(self, state: State, ctx: Context, step: Steps, last: PerSequence) -> State:
         number = ctx.place.step
-        seen = self._seeing(ctx, number) if self._turn is not None and isinstance(number, int) else None
-        if seen is None or self._turn is None:
+        seen = self._seeing(ctx, number) if isinstance(number, int) else None
+        if seen is None or self._take is None:
             return self.model.step(state, ctx, step, last)
-        return self._turn(state, seen, step, last)
+        with _in_full():
+            return self._take(state, seen, step, last)
 
     def decode(self, state: State, ctx: Context) -> Features:
         seen = self._seeing(ctx)
         if seen is None:
             return self.model.decode(state, ctx)
-        x = self._readout(self.model.between(state.answer).view(-1))
-        for block in self._coda:
-            x = block(x, seen)
-        return _row(self._norm(x))
+        x = self.model.between(state.answer).view(-1).float()
+        with _in_full():
+            x = self._readout(x)
+            for block in self._coda:
+                x = block(x, seen)
+            return _row(self._norm(x))
 
     def _seeing(self, ctx: Context, step: int | None = None) -> Context | None:
         """`ctx` with the buffers of one step as its cache, where it is of one row, in step and unpadded."""
@@ -109,18 +115,22 @@ class AloneVerbs:
 
 
 def _is_simple(ctx: Context) -> bool:
-    """One token behind others, which sees all of them; and nobody wants a gradient or another precision."""
+    """One token behind others, which sees all of them; and nobody wants a gradient."""
     special = ctx.mask, ctx.documents, ctx.columns, ctx.lender, ctx.rows, ctx.tally
     return (
         ctx.positions.shape == (1, 1)
         and bool(ctx.start)
         and all(part is None for part in special)
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
     )
 
 
-def _turn(loop: LoopCore) -> Callable[[State, Context, Steps, PerSequence], State] | None:
+def _in_full() -> AbstractContextManager[object]:
+    """In float32 under autocast too: to lower the weights would cost one row more than it saves."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
+
+
+def _take(loop: LoopCore) -> Take | None:
     """One step of the loop; none where tokens remember, choose or borrow."""
     if not (isinstance(loop.recall, NoRecall) and isinstance(loop.route, NoRouting) and not loop.lent):
         return None
@@ -128,8 +138,8 @@ def _turn(loop: LoopCore) -> Callable[[State, Context, Steps, PerSequence], Stat
     update, halt = _update(loop.update), _halt(loop.halt)
     layers = [_block(block, ("loop", i)) for i, block in enumerate(loop.layers)]
 
-    def turn(state: State, ctx: Context, step: Steps, last: PerSequence) -> State:
-        h, e = state.h.view(-1), state.e.view(-1)
+    def take(state: State, ctx: Context, step: Steps, last: PerSequence) -> State:
+        h, e = state.h.view(-1).float(), state.e.view(-1).float()
         marked = mark(h, step, ctx)
         y = inject(marked, e)
         for layer in layers:
@@ -137,7 +147,7 @@ def _turn(loop: LoopCore) -> Callable[[State, Context, Steps, PerSequence], Stat
         h = update(h, e, adapt(y, step, ctx))
         return halt(state, marked, h, last, ctx)
 
-    return turn
+    return take
 
 
 def _block(block: nn.Module, where: Where) -> Layer:
@@ -167,26 +177,34 @@ def _map(part: nn.Module | None) -> Map:
 
 
 def _mixer(mixer: nn.Module, where: Where) -> Layer:
-    if isinstance(mixer, GroupedAttention | LatentAttention) and not _is_heard(mixer):
-        rope, linear = mixer.config.rope, mixer.config.linear
-        if rope is not None and rope.pairs == "adjacent" and isinstance(linear, Plain):
-            if isinstance(mixer, LatentAttention):
-                if mixer.config.nope_dim % 2 == mixer.config.kv_rank % 2 == 0:  # pairs begin at even channels
-                    return _latent(mixer, where)
-            elif mixer.q_bias is None and mixer.q_norm is None and mixer.values is None:
-                return _grouped(mixer, rope, where)
+    if not _is_heard(mixer):
+        if isinstance(mixer, LatentAttention) and _has_latent_form(mixer.config):
+            return _latent(mixer, where)
+        if isinstance(mixer, GroupedAttention) and _has_grouped_form(mixer):
+            return _grouped(mixer, where)
     return _called(mixer, where)
 
 
-def _grouped(mixer: GroupedAttention, rope: Rope, where: Where) -> Layer:
-    heads, groups, width = mixer.config.heads, mixer.kv_heads, mixer.width
+def _has_latent_form(c: MLA) -> bool:
+    return isinstance(c.linear, Plain) and c.nope_dim % 2 == c.kv_rank % 2 == 0  # pairs begin at even places
+
+
+def _has_grouped_form(mixer: GroupedAttention) -> bool:
+    extras = mixer.q_bias, mixer.q_norm, mixer.values
+    rotates = mixer.config.rope is not None
+    return rotates and isinstance(mixer.config.linear, Plain) and all(part is None for part in extras)
+
+
+def _grouped(mixer: GroupedAttention, where: Where) -> Layer:
+    heads, groups, width, rope = mixer.config.heads, mixer.kv_heads, mixer.width, mixer.config.rope
+    assert rope is not None
     to_q, to_k, to_v, out = map(_map, (mixer.q, mixer.k, mixer.v, mixer.out))
     # The scale of the scores comes with the turn of the queries.
-    turn_q, turn_k = _turns(rope, width, width**-0.5), _turns(rope, width)
+    turn_q, turn_k = _turn(rope, width, width**-0.5), _turn(rope, width)
 
     def mix(x: Vector, ctx: Context) -> Vector:
-        q = turned(to_q(x).view(heads, width), turn_q(ctx)).view(groups, -1, width)
-        k = turned(to_k(x).view(groups, width), turn_k(ctx))
+        q = turn_q(to_q(x).view(heads, width), ctx).view(groups, -1, width)
+        k = turn_k(to_k(x).view(groups, width), ctx)
         keys, values = _held(ctx, where, k, 0), _held(ctx, where, to_v(x).view(groups, width), 1)  # G S K
         weights = torch.bmm(q, keys.mT).softmax(-1)
         return out(torch.bmm(weights, values).view(-1))
@@ -200,29 +218,32 @@ def _latent(mixer: LatentAttention, where: Where) -> Layer:
     kv_down, kv_norm, out = map(_map, (mixer.kv_down, mixer.kv_norm, mixer.out))
     up = mixer.kv_up.weight.view(c.heads, -1, c.kv_rank)
     to_key, to_value = up[:, : c.nope_dim], up[:, c.nope_dim :].mT  # H nope R, H R value
-    turns, everything, halves = _turns(c.rope, c.rope_dim), Sight(), (c.nope_dim, c.rope_dim)
+    turn, everything, halves = _turn(c.rope, c.rope_dim), Sight(), (c.nope_dim, c.rope_dim)
 
     def mix(x: Vector, ctx: Context) -> Vector:
-        turn = turns(ctx)
         q_nope, q_rope = q_up(q_norm(q_down(x))).view(c.heads, -1).split_with_sizes(halves, 1)
         latent, k_rope = kv_down(x).split_with_sizes((c.kv_rank, c.rope_dim))
-        held = _held(ctx, where, torch.cat([kv_norm(latent), turned(k_rope, turn)]), 0)  # S W
+        held = _held(ctx, where, torch.cat([kv_norm(latent), turn(k_rope, ctx)]), 0)  # S W
         query = torch.bmm(q_nope[:, None], to_key)  # H 1 R
-        query = torch.cat([query, turned(q_rope, turn)[:, None]], dim=-1)  # H 1 W
+        query = torch.cat([query, turn(q_rope, ctx)[:, None]], dim=-1)  # H 1 W
         mixed = attend_latents(query[None], held[None, None], c.kv_rank, everything, mixer.scale)
         return out(torch.bmm(mixed[0], to_value).view(-1))
 
     return mix
 
 
-def _turns(rope: Rope, width: int, scale: float = 1.0) -> Callable[[Context], Tensor]:
-    """How the pairs of a head turn at the token's position: as many complex numbers, of this length."""
+def _turn(rope: Rope, width: int, scale: float = 1.0) -> Callable[[Heads, Context], Heads]:
+    """Rotary embedding of heads at the token's position, and a factor of their length."""
     key = "alone", rope.base, rope.scaling, width, scale
 
     def turns(ctx: Context) -> Tensor:
         return ctx.once(key, lambda: torch.complex(*rope.turns(width, ctx)).flatten() * scale)
 
-    return turns
+    def turn_halves(x: Heads, ctx: Context) -> Heads:
+        z = torch.complex(*x.chunk(2, -1)) * turns(ctx)
+        return torch.cat([z.real, z.imag], dim=-1)
+
+    return turn_halves if rope.pairs == "halves" else lambda x, ctx: turned(x, turns(ctx))
 
 
 def _held(ctx: Context, where: Where, new: Float[Tensor, "... W"], part: int) -> Float[Tensor, "... S W"]:
@@ -231,7 +252,7 @@ def _held(ctx: Context, where: Where, new: Float[Tensor, "... W"], part: int) ->
     assert ctx.start is not None
     held = ctx.cache.held[(*where, part)][0]
     held.select(-2, ctx.start).copy_(new)
-    return held.narrow(-2, 0, ctx.end)
+    return held.narrow(-2, 0, ctx.end).to(new.dtype)  # it may have been filled under autocast
 
 
 def _ffn(ffn: nn.Module, where: Where) -> Layer:

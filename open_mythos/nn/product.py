@@ -52,9 +52,10 @@ def linear_alone(weight: Weight, bias: Bias | None = None) -> Callable[[Row], Ro
     """`linear` of one row in float32 on a CPU with this weight, without gradient: how is decided once."""
     if 8 * weight.numel() >= LARGE:
         return lambda x: linear(x[None], weight, bias)[0]
+    multiply = torch.mv if weight.numel() < SMALL else torch.linalg.vecdot
     if bias is None:
-        return lambda x: torch.linalg.vecdot(weight, x)
-    return lambda x: torch.linalg.vecdot(weight, x).add_(bias)
+        return lambda x: multiply(weight, x)
+    return lambda x: multiply(weight, x).add_(bias)
 
 
 class _Linear(torch.autograd.Function):

@@ -19,6 +19,7 @@ from open_mythos.nn.context import Context
 from open_mythos.nn.ffn import MoE
 from open_mythos.nn.linear import LoRA
 from open_mythos.nn.norm import LayerNorm
+from open_mythos.nn.rope import Rope, Yarn
 from tests import tiny
 from tests.lively import lively
 
@@ -53,6 +54,10 @@ VARIED = {
     "sandwich": layer(Sandwich),
     "maps that differ by step": layer(mixer=tiny.GROUPED.replace(linear=LoRA(rank=2, steps=3))),
     "odd halves": layer(mixer=tiny.LATENT.replace(nope_dim=5)),
+    "pairs of halves": layer(mixer=tiny.GROUPED.replace(rope=Rope(pairs="halves"))),
+    "latents with pairs of halves": layer(
+        mixer=tiny.LATENT.replace(rope=Rope(pairs="halves", scaling=Yarn(factor=4.0, original=8)))
+    ),
     "a bias": layer(mixer=tiny.GROUPED.replace(bias=True, out_bias=True)),
     "no positions": layer(mixer=tiny.GROUPED.replace(rope=None)),
     "a scaled stream": tiny.MODELS["mythos-gqa-act"].replace(embed_scale=3.0),
@@ -106,13 +111,14 @@ def test_halting_that_is_quite_sure(bias):
             torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", MYTHOS)
-def test_no_block_of_an_openmythos_is_called_once_the_prompt_is_read(name, monkeypatch):
+@pytest.mark.parametrize("name", [*MYTHOS, "retrofit"])
+def test_no_block_is_called_once_the_prompt_is_read(name, monkeypatch):
     model, calls = lively(tiny.MODELS[name]), []
     plain = PreNormBlock.forward
     monkeypatch.setattr(PreNormBlock, "forward", lambda *given: calls.append(1) or plain(*given))
     generate(model, [PROMPT], max_new_tokens=5, loops=3)
-    assert len(calls) == 1 + 3 + 1
+    config = model.config
+    assert len(calls) == len(config.prelude) + 3 * len(config.loop.layers) + len(config.coda)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +146,6 @@ CALLS = {  # rows, context from (tokens, cache), what goes on meanwhile
     "its own position": (1, lambda t, cache: Context.ragged(t, torch.tensor([[5]]), cache), nullcontext),
     "another cache": (1, lambda tokens, cache: Context.counting(tokens, 0), nullcontext),
     "a gradient": (1, lambda tokens, cache: Context.counting(tokens, 5, cache), torch.enable_grad),
-    "autocast": (
-        1,
-        lambda tokens, cache: Context.counting(tokens, 5, cache),
-        lambda: torch.autocast("cpu", torch.bfloat16),
-    ),
 }
 
 
@@ -170,6 +171,28 @@ def test_other_calls_go_to_the_plain_ones(kind, monkeypatch):
         state = model.loop(verbs.encode(tokens, ctx), ctx, Plan(2), take=verbs.step)
         verbs.decode(state, ctx)
     assert heard == ["encode", "step", "step", "decode"]
+
+
+@pytest.mark.parametrize("name", ["mythos-mla-act", "mythos-gqa-act", "huginn"])
+@torch.inference_mode()
+def test_under_autocast_a_row_is_computed_in_float32(name):
+    model = lively(tiny.MODELS[name])
+    whole = list(taken(model, apart(model), 3))
+    with torch.autocast("cpu", torch.bfloat16):  # so that the prompt's part of the cache is rounded
+        rounded = list(taken(model, apart(model), 3))
+    for got, want in zip(rounded, whole, strict=True):
+        assert all(a.dtype == b.dtype for a, b in zip(got, want, strict=True))
+        torch.testing.assert_close(got[-1], want[-1], rtol=0.1, atol=0.1)
+    tokens, caches = torch.tensor([PROMPT]), [KVCache(1, 8), KVCache(1, 8)]
+    for cache in caches:
+        model.features(tokens, Plan(3), cache=cache)
+    one = tokens[:, :1]
+    ctx, other = (Context.counting(one, 5, cache) for cache in caches)
+    want = model.loop(model.encode(one, ctx), ctx, Plan(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        verbs = apart(model)
+        got = model.loop(verbs.encode(one, other), other, Plan(3), take=verbs.step)
+    torch.testing.assert_close(got.h, want.h, rtol=1e-3, atol=1e-4)
 
 
 @torch.inference_mode()
