@@ -108,8 +108,8 @@ MUTATIONS = [
     Mutation(
         "one row alone: somebody listens",
         "infer/alone.py",
-        "bool(part._forward_hooks or part._forward_pre_hooks",
-        "bool(part._forward_pre_hooks",
+        "not (part._forward_hooks or part._forward_pre_hooks",
+        "not (part._forward_pre_hooks",
         f"{ALONE} -k listens",
     ),
     Mutation(

@@ -14,7 +14,7 @@ plain verb does it. Oracle: the plain verbs (tests/unit/infer/test_alone.py).
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import final
+from typing import TypeGuard, TypeVar, final
 
 import torch
 from jaxtyping import Float
@@ -50,6 +50,7 @@ Heads = Float[Tensor, "... K"]
 Map = Callable[[Vector], Vector]
 Layer = Callable[[Vector, Context], Vector]
 Where = tuple[str, int]  # stage and layer
+Kind = TypeVar("Kind", bound=nn.Module)
 
 
 def apart(model: LoopedLM) -> "AloneVerbs | LoopedLM":
@@ -132,7 +133,7 @@ def _in_full() -> AbstractContextManager[object]:
 
 def _take(loop: LoopCore) -> Take | None:
     """One step of the loop; none where tokens remember, choose or borrow."""
-    if not (isinstance(loop.recall, NoRecall) and isinstance(loop.route, NoRouting) and not loop.lent):
+    if not (_is(loop.recall, NoRecall) and _is(loop.route, NoRouting) and not loop.lent):
         return None
     mark, inject, adapt = _mark(loop.mark), _inject(loop.inject), _adapt(loop.adapt)
     update, halt = _update(loop.update), _halt(loop.halt)
@@ -151,7 +152,7 @@ def _take(loop: LoopCore) -> Take | None:
 
 
 def _block(block: nn.Module, where: Where) -> Layer:
-    if not isinstance(block, PreNormBlock) or block.mixer_scale is not None or _is_heard(block):
+    if not _is(block, PreNormBlock) or block.mixer_scale is not None:
         return _called(block, where)
     mixer_norm, ffn_norm = _map(block.mixer_norm), _map(block.ffn_norm)
     mixer, ffn = _mixer(block.mixer, where), _ffn(block.ffn, where)
@@ -167,32 +168,30 @@ def _map(part: nn.Module | None) -> Map:
     """A norm or a product."""
     if part is None:
         return lambda x: x
-    if not _is_heard(part):
-        if isinstance(part, RootMeanSquareNorm) and part.weight is not None and part.eps > 0:
-            weight, eps = part.weight, part.eps
-            return lambda x: normed_alone(x, weight, eps)
-        if isinstance(part, nn.Linear) and type(part) in (Projection, nn.Linear):
-            return linear_alone(part.weight, part.bias)
+    if _is(part, RootMeanSquareNorm) and part.weight is not None and part.eps > 0:
+        weight, eps = part.weight, part.eps
+        return lambda x: normed_alone(x, weight, eps)
+    if _is(part, nn.Linear) and type(part) in (Projection, nn.Linear):
+        return linear_alone(part.weight, part.bias)
     return lambda x: part(_row(x)).view(-1)
 
 
 def _mixer(mixer: nn.Module, where: Where) -> Layer:
-    if not _is_heard(mixer):
-        if isinstance(mixer, LatentAttention) and _has_latent_form(mixer.config):
-            return _latent(mixer, where)
-        if isinstance(mixer, GroupedAttention) and _has_grouped_form(mixer):
-            return _grouped(mixer, where)
+    if _is(mixer, LatentAttention) and _has_usual_latents(mixer.config):
+        return _latent(mixer, where)
+    if _is(mixer, GroupedAttention) and _has_usual_heads(mixer):
+        return _grouped(mixer, where)
     return _called(mixer, where)
 
 
-def _has_latent_form(c: MLA) -> bool:
+def _has_usual_latents(c: MLA) -> bool:
     return isinstance(c.linear, Plain) and c.nope_dim % 2 == c.kv_rank % 2 == 0  # pairs begin at even places
 
 
-def _has_grouped_form(mixer: GroupedAttention) -> bool:
+def _has_usual_heads(mixer: GroupedAttention) -> bool:
     extras = mixer.q_bias, mixer.q_norm, mixer.values
-    rotates = mixer.config.rope is not None
-    return rotates and isinstance(mixer.config.linear, Plain) and all(part is None for part in extras)
+    rotated = mixer.config.rope is not None
+    return rotated and isinstance(mixer.config.linear, Plain) and all(part is None for part in extras)
 
 
 def _grouped(mixer: GroupedAttention, where: Where) -> Layer:
@@ -256,12 +255,11 @@ def _held(ctx: Context, where: Where, new: Float[Tensor, "... W"], part: int) ->
 
 
 def _ffn(ffn: nn.Module, where: Where) -> Layer:
-    if not _is_heard(ffn):
-        if isinstance(ffn, GatedFeedForward) and type(ffn.gate_up) is type(ffn.down) is Projection:
-            gated = _gated(_map(ffn.gate_up), _map(ffn.down))
-            return lambda x, ctx: gated(x)
-        if isinstance(ffn, MixtureOfExperts) and ffn.spread is None:
-            return _experts(ffn)
+    if _is(ffn, GatedFeedForward) and type(ffn.gate_up) is type(ffn.down) is Projection:
+        gated = _gated(_map(ffn.gate_up), _map(ffn.down))
+        return lambda x, ctx: gated(x)
+    if _is(ffn, MixtureOfExperts) and ffn.spread is None:
+        return _experts(ffn)
     return _called(ffn, where)
 
 
@@ -294,9 +292,9 @@ def _experts(moe: MixtureOfExperts) -> Layer:
 
 
 def _mark(mark: nn.Module) -> Callable[[Vector, Steps, Context], Vector]:
-    if isinstance(mark, NoMark) and not _is_heard(mark):
+    if _is(mark, NoMark):
         return lambda h, step, ctx: h
-    if not isinstance(mark, SinusoidMark) or mark.config.relative or _is_heard(mark):
+    if not _is(mark, SinusoidMark) or mark.config.relative:
         return lambda h, step, ctx: mark(_row(h), step, ctx).view(-1)
     signals: dict[int, Tensor] = {}
 
@@ -310,37 +308,36 @@ def _mark(mark: nn.Module) -> Callable[[Vector, Steps, Context], Vector]:
 
 
 def _inject(inject: nn.Module) -> Callable[[Vector, Vector], Vector]:
-    if not _is_heard(inject):
-        if isinstance(inject, NoInjection):
-            return lambda h, e: h
-        if isinstance(inject, AddInjection):
-            return torch.add
-        if isinstance(inject, NormedAddInjection):
-            norm = _map(inject.norm)
-            return lambda h, e: norm(h + e)
+    if _is(inject, NoInjection):
+        return lambda h, e: h
+    if _is(inject, AddInjection):
+        return torch.add
+    if _is(inject, NormedAddInjection):
+        norm = _map(inject.norm)
+        return lambda h, e: norm(h + e)
     return lambda h, e: inject(_row(h), _row(e)).view(-1)
 
 
 def _adapt(adapt: nn.Module) -> Callable[[Vector, Steps, Context], Vector]:
-    if isinstance(adapt, NoAdaptation) and not _is_heard(adapt):
+    if _is(adapt, NoAdaptation):
         return lambda y, step, ctx: y
-    if not isinstance(adapt, LowRankAdaptation) or _is_heard(adapt):
-        return lambda y, step, ctx: adapt(_row(y), step).view(-1)
-    down, up, scales = _map(adapt.down), _map(adapt.up), adapt.scale.unbind()
-    return lambda y, step, ctx: y + up(down(y) * scales[min(_number(ctx), len(scales) - 1)])
+    if _is(adapt, LowRankAdaptation):
+        down, up, scales = _map(adapt.down), _map(adapt.up), adapt.scale.unbind()
+        return lambda y, step, ctx: y + up(down(y) * scales[min(_number(ctx), len(scales) - 1)])
+    return lambda y, step, ctx: adapt(_row(y), step).view(-1)
 
 
 def _update(update: nn.Module) -> Callable[[Vector, Vector, Vector], Vector]:
-    if isinstance(update, ReplaceUpdate) and not _is_heard(update):
+    if _is(update, ReplaceUpdate):
         return lambda h, e, y: y
-    if not isinstance(update, LTIUpdate) or _is_heard(update):
-        return lambda h, e, y: update(_row(h), _row(e), _row(y)).view(-1)
-    decay, b = update.decay(), update.b
-    return lambda h, e, y: torch.addcmul(torch.addcmul(y, decay, h), b, e)
+    if _is(update, LTIUpdate):
+        decay, b = update.decay(), update.b
+        return lambda h, e, y: torch.addcmul(torch.addcmul(y, decay, h), b, e)
+    return lambda h, e, y: update(_row(h), _row(e), _row(y)).view(-1)
 
 
 def _halt(halt: nn.Module) -> Callable[[State, Vector, Vector, PerSequence, Context], State]:
-    if isinstance(halt, AdaptiveHalting) and not _is_heard(halt):
+    if _is(halt, AdaptiveHalting):
         return _adaptive(halt)
 
     def halted(state: State, marked: Vector, h: Vector, last: PerSequence, ctx: Context) -> State:
@@ -373,8 +370,11 @@ def _called(part: nn.Module, where: Where) -> Layer:
     return lambda x, ctx: part(_row(x), ctx.at(*where)).view(-1)
 
 
-def _is_heard(part: nn.Module) -> bool:
-    return bool(part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
+def _is(part: nn.Module | None, kind: type[Kind]) -> TypeGuard[Kind]:
+    """And nobody listens to it."""
+    if not isinstance(part, kind):
+        return False
+    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in vars(part))
 
 
 def _number(ctx: Context) -> int:
