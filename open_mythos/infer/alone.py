@@ -33,12 +33,12 @@ from open_mythos.loop.state import State
 from open_mythos.loop.update import LTIUpdate, ReplaceUpdate
 from open_mythos.model import LoopedLM
 from open_mythos.nn.attend import attend_latents
-from open_mythos.nn.attention import MLA, GroupedAttention, LatentAttention
+from open_mythos.nn.attention import GroupedAttention, LatentAttention
 from open_mythos.nn.block import PreNormBlock
 from open_mythos.nn.cache import KVCache, Slots
 from open_mythos.nn.context import Context, Sight
 from open_mythos.nn.ffn import GatedFeedForward
-from open_mythos.nn.linear import Plain, Projection
+from open_mythos.nn.linear import Projection
 from open_mythos.nn.moe import MixtureOfExperts
 from open_mythos.nn.norm import RootMeanSquareNorm, normed_alone
 from open_mythos.nn.product import linear_alone
@@ -177,21 +177,28 @@ def _map(part: nn.Module | None) -> Map:
 
 
 def _mixer(mixer: nn.Module, where: Where) -> Layer:
-    if _is(mixer, LatentAttention) and _has_usual_latents(mixer.config):
+    if _is(mixer, LatentAttention) and _has_usual_latents(mixer):
         return _latent(mixer, where)
     if _is(mixer, GroupedAttention) and _has_usual_heads(mixer):
         return _grouped(mixer, where)
     return _called(mixer, where)
 
 
-def _has_usual_latents(c: MLA) -> bool:
-    return isinstance(c.linear, Plain) and c.nope_dim % 2 == c.kv_rank % 2 == 0  # pairs begin at even places
+def _has_usual_latents(mixer: LatentAttention) -> bool:
+    c = mixer.config
+    aligned = c.nope_dim % 2 == c.kv_rank % 2 == 0  # pairs begin at even places
+    return aligned and _are_usual(mixer.q_down, mixer.q_up, mixer.kv_down, mixer.kv_up, mixer.out)
 
 
 def _has_usual_heads(mixer: GroupedAttention) -> bool:
     extras = mixer.q_bias, mixer.q_norm, mixer.values
-    rotated = mixer.config.rope is not None
-    return rotated and isinstance(mixer.config.linear, Plain) and all(part is None for part in extras)
+    usual = mixer.config.rope is not None and all(part is None for part in extras)
+    return usual and _are_usual(mixer.q, mixer.k, mixer.v, mixer.out)
+
+
+def _are_usual(*maps: nn.Module) -> bool:
+    """Not such as differ by step, and not somebody's own."""
+    return all(type(part) is Projection for part in maps)
 
 
 def _grouped(mixer: GroupedAttention, where: Where) -> Layer:
@@ -255,7 +262,7 @@ def _held(ctx: Context, where: Where, new: Float[Tensor, "... W"], part: int) ->
 
 
 def _ffn(ffn: nn.Module, where: Where) -> Layer:
-    if _is(ffn, GatedFeedForward) and type(ffn.gate_up) is type(ffn.down) is Projection:
+    if _is(ffn, GatedFeedForward) and _are_usual(ffn.gate_up, ffn.down):
         gated = _gated(_map(ffn.gate_up), _map(ffn.down))
         return lambda x, ctx: gated(x)
     if _is(ffn, MixtureOfExperts) and ffn.spread is None:
@@ -337,7 +344,7 @@ def _update(update: nn.Module) -> Callable[[Vector, Vector, Vector], Vector]:
 
 
 def _halt(halt: nn.Module) -> Callable[[State, Vector, Vector, PerSequence, Context], State]:
-    if _is(halt, AdaptiveHalting):
+    if _is(halt, AdaptiveHalting) and _is(halt.score, nn.Linear):
         return _adaptive(halt)
 
     def halted(state: State, marked: Vector, h: Vector, last: PerSequence, ctx: Context) -> State:

@@ -121,23 +121,39 @@ def test_no_block_is_called_once_the_prompt_is_read(name, monkeypatch):
     assert len(calls) == len(config.prelude) + 3 * len(config.loop.layers) + len(config.coda)
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        "loop.layers.0",
-        "loop.layers.0.mixer",
-        "loop.layers.0.mixer.q",
-        "loop.layers.0.ffn",
-        "loop.layers.0.ffn_norm",
-    ]
-    + [f"loop.{part}" for part in ("mark", "inject", "adapt", "update", "halt")],
-)
+LAYER = [f"layers.0{part}" for part in ("", ".mixer", ".mixer.q", ".ffn", ".ffn.shared_down", ".ffn_norm")]
+INNER = ["inject.norm", "adapt.up", "halt.score"]
+
+
+@pytest.mark.parametrize("part", [*LAYER, *INNER, "mark", "inject", "adapt", "update", "halt"])
 def test_a_part_that_somebody_listens_to_is_called(part):
     model, calls = lively(tiny.MODELS["mythos-gqa-act"]), []
     want = generate(model, [PROMPT], max_new_tokens=4, loops=3)
-    model.get_submodule(part).register_forward_hook(lambda *given: calls.append(1))
+    model.loop.get_submodule(part).register_forward_hook(lambda *given: calls.append(1))
     assert generate(model, [PROMPT], max_new_tokens=4, loops=3) == want
     assert len(calls) == 4 * 3
+
+
+class Doubled(torch.nn.Module):
+    """Somebody's own map, which wants the context as every map of a layer gets it."""
+
+    def __init__(self, map_):
+        super().__init__()
+        self.map = map_
+
+    def forward(self, x, ctx):
+        return 2 * self.map(x, ctx) + ctx.positions[..., None]
+
+
+@pytest.mark.parametrize("part", ["mixer.k", "mixer.out", "ffn.down"])
+@torch.inference_mode()
+def test_somebodys_own_map_gets_what_it_wants(part):
+    model = lively(tiny.MODELS["mythos-gqa-act"])
+    block = model.prelude[0]
+    owner, name = part.split(".")
+    setattr(getattr(block, owner), name, Doubled(block.get_submodule(part)))
+    for got, want in zip(taken(model, apart(model), 3), taken(model, model, 3), strict=True):
+        torch.testing.assert_close(got[-1], want[-1], rtol=1e-3, atol=1e-4)
 
 
 CALLS = {  # rows, context from (tokens, cache), what goes on meanwhile
