@@ -59,8 +59,8 @@ MUTATIONS = [
     Mutation(
         "one row alone: the scale of the scores",
         "infer/alone.py",
-        "_turns(rope, width, width**-0.5)",
-        "_turns(rope, width)",
+        "_turn(rope, width, width**-0.5)",
+        "_turn(rope, width)",
         f"{ALONE} -k plain_ones_say[mythos-gqa",
     ),
     Mutation(
