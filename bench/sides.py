@@ -97,7 +97,7 @@ class Sides:
     ours: OpenMythos
     device: torch.device
     precision: Precision = "float32"
-    verbs: LoopedLM | AloneVerbs | CompiledVerbs | None = None  # that ours decodes through
+    verbs: LoopedLM | AloneVerbs | CompiledVerbs | None = None  # none for those that `generate` takes
 
     @classmethod
     def build(cls, original: ModuleType, settings: dict[str, Any], device: torch.device) -> "Sides":

@@ -14,12 +14,13 @@ from open_mythos.loop.mark import StepSinusoid, Unmarked
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.update import Gate, Replace
 from open_mythos.nn.block import PreNormBlock, Sandwich
-from open_mythos.nn.cache import KVCache, Shared
+from open_mythos.nn.cache import KVCache, Ring, Shared
 from open_mythos.nn.context import Context
 from open_mythos.nn.ffn import MoE
 from open_mythos.nn.linear import LoRA
 from open_mythos.nn.norm import LayerNorm
 from open_mythos.nn.rope import Rope, Yarn
+from open_mythos.nn.tally import Tally
 from tests import tiny
 from tests.lively import lively
 
@@ -77,6 +78,12 @@ def taken(model, verbs, loops, prompt=PROMPT):
         yield *state, verbs.decode(state, ctx)
 
 
+def agree(model, loops):
+    for got, want in zip(taken(model, apart(model), loops), taken(model, model, loops), strict=True):
+        for part, expected in zip(got, want, strict=True):
+            torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
+
+
 def unbalanced(model):
     """The biases of its routers matter."""
     for name, bias in model.named_buffers():
@@ -94,11 +101,8 @@ def plan(model, loops):
 @torch.inference_mode()
 def test_they_say_what_the_plain_ones_say(config, loops):
     model = unbalanced(lively(config))
-    verbs = apart(model)
-    assert isinstance(verbs, AloneVerbs)
-    for got, want in zip(taken(model, verbs, loops), taken(model, model, loops), strict=True):
-        for part, expected in zip(got, want, strict=True):
-            torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
+    assert isinstance(apart(model), AloneVerbs)
+    agree(model, loops)
 
 
 @pytest.mark.parametrize("bias", [-1e4, -20.0, 20.0, 1e4])
@@ -106,9 +110,7 @@ def test_they_say_what_the_plain_ones_say(config, loops):
 def test_halting_that_is_quite_sure(bias):
     model = lively(tiny.MODELS["mythos-gqa-act"])
     torch.nn.init.constant_(model.loop.halt.score.bias, bias)
-    for got, want in zip(taken(model, apart(model), 4), taken(model, model, 4), strict=True):
-        for part, expected in zip(got, want, strict=True):
-            torch.testing.assert_close(part, expected, rtol=1e-3, atol=1e-4)
+    agree(model, 4)
 
 
 @pytest.mark.parametrize("name", [*MYTHOS, "retrofit"])
@@ -134,6 +136,13 @@ def test_a_part_that_somebody_listens_to_is_called(part):
     assert len(calls) == 4 * 3
 
 
+def listened_to(model):
+    """Whose blocks are called, all of them."""
+    for block in [*model.prelude, *model.loop.layers, *model.coda]:
+        block.register_forward_hook(lambda *given: None)
+    return model
+
+
 class Doubled(torch.nn.Module):
     """Somebody's own map, which wants the context as every map of a layer gets it."""
 
@@ -152,8 +161,7 @@ def test_somebodys_own_map_gets_what_it_wants(part):
     block = model.prelude[0]
     owner, name = part.split(".")
     setattr(getattr(block, owner), name, Doubled(block.get_submodule(part)))
-    for got, want in zip(taken(model, apart(model), 3), taken(model, model, 3), strict=True):
-        torch.testing.assert_close(got[-1], want[-1], rtol=1e-3, atol=1e-4)
+    agree(model, 3)
 
 
 CALLS = {  # rows, context from (tokens, cache), what goes on meanwhile
@@ -161,6 +169,7 @@ CALLS = {  # rows, context from (tokens, cache), what goes on meanwhile
     "rows out of step": (2, lambda t, cache: Context.ragged(t, torch.tensor([[5], [4]]), cache), nullcontext),
     "its own position": (1, lambda t, cache: Context.ragged(t, torch.tensor([[5]]), cache), nullcontext),
     "another cache": (1, lambda tokens, cache: Context.counting(tokens, 0), nullcontext),
+    "a tally": (1, lambda t, cache: Context.counting(t, 5, cache).with_tally(Tally()), nullcontext),
     "a gradient": (1, lambda tokens, cache: Context.counting(tokens, 5, cache), torch.enable_grad),
 }
 
@@ -231,14 +240,21 @@ def test_a_full_cache_says_so():
         apart(model).encode(one, Context.counting(one, len(PROMPT), cache))
 
 
-@torch.inference_mode()
-def test_steps_may_share_a_slot():
+@pytest.mark.parametrize("policy", [Shared(), Ring(slots=2)])
+def test_steps_may_share_a_slot(policy):
     model = lively(tiny.MODELS["mythos-gqa-act"])
-    want, got = (
-        [done.tokens for done in generate(model, [PROMPT], max_new_tokens=6, loops=4, policy=Shared())]
-        for model in (model.double(), model.float())
-    )
-    assert got == want
+    given = {"max_new_tokens": 6, "loops": 4, "policy": policy}
+    got = generate(model, [PROMPT], **given)
+    assert got == generate(listened_to(model), [PROMPT], **given)
+
+
+@torch.inference_mode()
+def test_training_takes_the_plain_ones(monkeypatch):
+    model, heard = lively(tiny.MODELS["mythos-gqa-act"]).train(), []
+    plain = model.decode
+    monkeypatch.setattr(model, "decode", lambda *given: heard.append(1) or plain(*given))
+    list(taken(model, apart(model), 3))
+    assert len(heard) == 1 + len(NEXT)  # and the prompt
 
 
 def test_weights_of_another_precision_stay_whole():
