@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.loop.state import State
-from open_mythos.nn.norm import at_least_float32
+from open_mythos.nn.precision import at_least_float32
 from open_mythos.shapes import Logits, PerToken
 
 Readout = Callable[[State], Logits]

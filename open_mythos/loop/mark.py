@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
-from open_mythos.nn.norm import at_least_float32
+from open_mythos.nn.precision import at_least_float32
 from open_mythos.shapes import Hidden, Positions, Steps
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, library
 from torch.nn import functional as F
 
-from open_mythos.nn.norm import at_least_float32
+from open_mythos.nn.precision import at_least_float32
 from open_mythos.nn.product import linear
 
 Rows = Float[Tensor, "M D"]

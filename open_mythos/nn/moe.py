@@ -13,7 +13,6 @@ where processes share them out, travel to their owners (`spread.py`).
 `naive` computes every expert on every token and is the oracle.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import final
 
 import torch
@@ -25,6 +24,7 @@ from open_mythos.config import Config
 from open_mythos.nn.context import Context
 from open_mythos.nn.experts import Rows, run_experts
 from open_mythos.nn.linear import Projection
+from open_mythos.nn.precision import outside_autocast, working_dtype
 from open_mythos.nn.spread import Spread
 from open_mythos.shapes import Hidden
 
@@ -81,7 +81,7 @@ class MixtureOfExperts(nn.Module):
         chosen, weights, scores = self.route(flat)
         if ctx.tally is not None:
             self._report(chosen, scores, x.shape[:-1], ctx)
-        dtype = _working_dtype(flat)
+        dtype = working_dtype(flat)
         y = self._routed(ctx, flat.to(dtype), chosen, weights.to(dtype))
         return y.to(x.dtype).view_as(x) + self.always(x)
 
@@ -99,7 +99,7 @@ class MixtureOfExperts(nn.Module):
         self, x: Float[Tensor, "M D"]
     ) -> tuple[Int[Tensor, "M k"], Float[Tensor, "M k"], Float[Tensor, "M E"]]:
         """The chosen experts of each token, their weights (sum one), and all scores, in float32."""
-        with _outside_autocast(x):
+        with outside_autocast(x):
             scores = x.float() @ self.router.float().mT
         chosen = (scores.detach() + self.bias.float()).topk(self.config.chosen, dim=-1).indices
         return chosen, scores.gather(-1, chosen).softmax(-1), scores
@@ -144,19 +144,3 @@ def sequence_balance(
     share = F.one_hot(chosen, experts).sum(1).view(*shape, experts).float().mean(-2)  # B E
     probability = scores.softmax(-1).view(*shape, experts).mean(-2)  # B E
     return (experts / k * share * probability).sum(-1).mean()
-
-
-def _kind(x: Tensor) -> str:
-    """Of device; the meta device, which autocast does not know, counts as the CPU."""
-    return "cpu" if x.is_meta else x.device.type
-
-
-def _outside_autocast(x: Tensor) -> AbstractContextManager[object]:
-    kind = _kind(x)
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
-
-
-def _working_dtype(x: Tensor) -> torch.dtype:
-    """The custom op is outside autocast, so it is told what autocast would have chosen."""
-    kind = _kind(x)
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from open_mythos.config import Config
+from open_mythos.nn.precision import at_least_float32
 
 Vectors = Float[Tensor, "... D"]
 
@@ -102,11 +103,6 @@ class _RMSNorm(torch.autograd.Function):
         told = (grad * normed).flatten(0, -2)
         grad_weight = told.sum(0, dtype=at_least_float32(told)).to(weight.dtype)
         return torch.addcmul(weighed, normed, shared, value=-1) * scale, grad_weight, None
-
-
-def at_least_float32(x: Tensor) -> torch.dtype:
-    """In which to take statistics of `x`."""
-    return x.dtype if x.dtype == torch.float64 else torch.float32
 
 
 def _normed(x: Vectors, weight: Float[Tensor, "D"], scale: Float[Tensor, "... 1"] | float) -> Vectors:

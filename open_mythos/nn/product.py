@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from open_mythos.nn.norm import at_least_float32
+from open_mythos.nn.precision import at_least_float32
 
 LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like eight
 SMALL = 2**15  # elements of a weight from which one row is multiplied out
