@@ -288,6 +288,13 @@ MUTATIONS = [
         f"{LAWS}dtypes.py -k test_learns_in_bfloat16[mythos-mla]",
     ),
     Mutation(
+        "halting: in float32 under autocast",
+        "loop/halt.py",
+        "with outside_autocast(h):",
+        "with torch.set_grad_enabled(torch.is_grad_enabled()):",
+        f"{LAWS}halt.py -k autocast",
+    ),
+    Mutation(
         "halting: the last step takes what is left",
         "loop/halt.py",
         "ends = enough if self.config.as_released else enough | last[:, None]",

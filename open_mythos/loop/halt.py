@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from open_mythos.config import Config
 from open_mythos.loop.state import State
 from open_mythos.nn.context import Context
+from open_mythos.nn.precision import outside_autocast
 from open_mythos.shapes import Hidden, PerSequence, PerToken
 
 
@@ -86,7 +87,7 @@ class AdaptiveHalting(nn.Module):
 
     def share(self, h: Hidden) -> PerToken:
         """The halting probability of each token, in float32."""
-        return self.score(h).squeeze(-1).float().sigmoid()
+        return _said(self.score, h).sigmoid()
 
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         share = self.share(h)
@@ -113,7 +114,7 @@ class UniversalHalting(nn.Module):
 
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         left, running = state.left, state.left > 0
-        share = self.score(marked if self.config.marked else state.h).squeeze(-1).float().sigmoid()
+        share = _said(self.score, marked if self.config.marked else state.h).sigmoid()
         ends = running & (1 - left + share > 1 - self.config.epsilon)
         weight = torch.where(ends, left, share * running)
         if ctx.tally is not None:
@@ -134,7 +135,7 @@ class GatedExit(nn.Module):
 
     def logits(self, h: Hidden) -> PerToken:
         """Of leaving after the step that made `h`; for the losses of train/readout.py."""
-        return self.score(h).squeeze(-1).float()
+        return _said(self.score, h)
 
     def forward(self, state: State, marked: Hidden, h: Hidden, last: PerSequence, ctx: Context) -> State:
         done = state.left == 0
@@ -145,6 +146,12 @@ class GatedExit(nn.Module):
             ends = ends | (1 - stays >= self.config.threshold)
         answer = torch.where(done[..., None], state.answer, h)
         return state.but(h=h, answer=answer, left=torch.where(done | ends, 0, stays))
+
+
+def _said(unit: nn.Linear, h: Hidden) -> PerToken:
+    """By a halting unit, of each token: under autocast too in float32, or rounding would say who leaves."""
+    with outside_autocast(h):
+        return unit(h.to(unit.weight.dtype)).squeeze(-1).float()
 
 
 def finish(rule: nn.Module, state: State) -> State:

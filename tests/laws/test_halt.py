@@ -53,6 +53,16 @@ def test_the_mass_is_one(rule: Halting) -> None:
         close(seen[-1].answer, sum(w[..., None] * h for w, h in zip(weights, states, strict=True)))
 
 
+@pytest.mark.parametrize("rule", every(Halting), ids=repr)
+def test_autocast_does_not_decide_who_leaves(rule: Halting) -> None:
+    states = [torch.randn(ROWS, LENGTH, DIM) for _ in range(TURNS)]
+    expected = turns(built(rule), states)
+    with torch.autocast("cpu", torch.bfloat16):
+        given = turns(built(rule), states)
+    for one, other in zip(given, expected, strict=True):
+        assert torch.equal(one.left, other.left)
+
+
 @pytest.mark.parametrize("rule", FORCED, ids=repr)
 def test_a_state_that_never_changes_is_its_own_answer(rule: Halting) -> None:
     h = torch.randn(ROWS, LENGTH, DIM)
