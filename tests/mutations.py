@@ -288,6 +288,13 @@ MUTATIONS = [
         f"{LAWS}dtypes.py -k test_learns_in_bfloat16[mythos-mla]",
     ),
     Mutation(
+        "half precision: autocast leaves float64 alone",
+        "nn/precision.py",
+        "torch.is_autocast_enabled(kind) and x.dtype != torch.float64",
+        "torch.is_autocast_enabled(kind)",
+        f"{LAWS}dtypes.py -k test_autocast_leaves_float64_alone[mythos-mla]",
+    ),
+    Mutation(
         "halting: in float32 under autocast",
         "loop/halt.py",
         "with outside_autocast(h):",

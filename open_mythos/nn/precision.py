@@ -7,6 +7,7 @@ router and halting stay in float32.
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -16,14 +17,22 @@ def at_least_float32(x: Tensor) -> torch.dtype:
 
 
 def working_dtype(x: Tensor) -> torch.dtype:
-    """What a product takes `x` in; for operations that autocast does not know."""
+    """What a product takes `x` in; for operations that autocast does not know. Float64 it leaves alone."""
     kind = _kind(x)
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    lowers = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if lowers else x.dtype
 
 
 def outside_autocast(x: Tensor) -> AbstractContextManager[object]:
     kind = _kind(x)
     return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
+
+
+def lowered(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """`x` as products take it, converted once for all that read it. With gradient each product converts its
+    own, so that their gradients are added up in the precision of `x`.
+    """
+    return x if torch.is_grad_enabled() else x.to(working_dtype(x))
 
 
 def _kind(x: Tensor) -> str:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from open_mythos.nn.precision import at_least_float32
+from open_mythos.nn.precision import at_least_float32, working_dtype
 
 LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like eight
 SMALL = 2**15  # elements of a weight from which one row is multiplied out
@@ -87,9 +87,7 @@ def _multiplied_out(x: Rows, weight: Weight, bias: Bias | None) -> Out:
 def _summed(x: Rows, weight: Weight, bias: Bias | None) -> Out:
     """The same for a compiler, which makes one pass over the weight of it and of what follows; added up in
     float32 at least, in the precision that `F.linear` would take."""
-    wide = at_least_float32(x)
-    lowered = torch.is_autocast_enabled("cpu") and wide == torch.float32
-    out = torch.get_autocast_dtype("cpu") if lowered else x.dtype
+    wide, out = at_least_float32(x), working_dtype(x)
     row, weight = (part.to(out).to(wide) for part in (x.flatten(), weight))
     y = (weight * row).sum(-1).to(out).view(*x.shape[:-1], -1)
     return y if bias is None else y + bias.to(out)

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from open_mythos.nn.precision import working_dtype
 from open_mythos.nn.product import linear
 from open_mythos.shapes import Features, PerToken, Tokens
 
@@ -58,7 +59,7 @@ def next_token_loss(
     where looking costs nothing).
     """
     _check(targets, head.shape[0])
-    dtype = _compute_dtype(features)
+    dtype = working_dtype(features)
     rows = features.flatten(0, 1).to(dtype)
     scales = torch.ones_like(targets, dtype=torch.float32) if weights is None else weights.float()
     total, tokens = _ChunkedLoss.apply(
@@ -183,11 +184,6 @@ def _accumulate_(
         total.addmm_(left, right)
     else:
         total.add_(left @ right)
-
-
-def _compute_dtype(features: Tensor) -> torch.dtype:
-    device = features.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else features.dtype
 
 
 def _check(targets: Tokens, vocabulary: int) -> None:

@@ -54,6 +54,26 @@ def test_learns_in_bfloat16(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_autocast_leaves_float64_alone(name: str) -> None:
+    model, tokens = awake(EVERY[name]).double(), words(2, 16)
+    with torch.no_grad():
+        exact = model(tokens)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model(tokens), exact)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_autocast_is_the_same_without_gradient(name: str) -> None:
+    """There what a layer's maps read is lowered once for all of them."""
+    model, tokens = EVERY[name].build().eval(), words(2, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(tokens).float()
+        with torch.no_grad():
+            given = model(tokens).float()
+    assert (given - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_autocast_reaches_the_same_parameters(name: str) -> None:
     """Copies of weights made in steps without gradient must not serve those with it."""
     model, cast, tokens = awake(EVERY[name]), awake(EVERY[name]), words(2, 16)
