@@ -71,7 +71,7 @@ class LTIUpdate(nn.Module):
         return torch.exp(-torch.exp(rate))
 
     def forward(self, h: Hidden, e: Hidden, y: Hidden) -> Hidden:
-        return torch.addcmul(torch.addcmul(y, self.decay(), h), self.b.float(), e).to(h.dtype)
+        return torch.addcmul(y, self.decay(), h).addcmul_(self.b.float(), e).to(h.dtype)
 
 
 @final

@@ -22,6 +22,7 @@ from open_mythos.nn.attend import attend, attend_latents
 from open_mythos.nn.context import Context
 from open_mythos.nn.linear import Linear, Plain
 from open_mythos.nn.norm import RootMeanSquareNorm, rms_norm
+from open_mythos.nn.precision import lowered
 from open_mythos.nn.rope import Rope
 from open_mythos.shapes import Hidden, Keys, Mixed, Queries, Values
 
@@ -137,6 +138,7 @@ class GroupedAttention(nn.Module):
                 nn.init.zeros_(bias)
 
     def forward(self, x: Hidden, ctx: Context) -> Hidden:
+        x = lowered(x)
         q = self._place(self._heads(self.q(x, ctx), self.q_bias), self.q_norm, ctx)
         k = self._place(self._heads(self.k(x, ctx), self.k_bias), self.k_norm, ctx)
         v = self._heads(self.v(x, ctx), None)
@@ -230,7 +232,7 @@ class LatentAttention(nn.Module):
         self.scale = (c.nope_dim + c.rope_dim) ** -0.5
 
     def forward(self, x: Hidden, ctx: Context) -> Hidden:
-        q, entry = self._project(x, ctx)
+        q, entry = self._project(lowered(x), ctx)
         held = ctx.extend(entry).to(entry.dtype)
         dropout = self.config.dropout if self.training else 0.0
         if ctx.fresh or dropout or not self._absorbing_is_cheaper(x.shape[1], held.shape[1]):

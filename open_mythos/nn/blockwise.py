@@ -62,7 +62,9 @@ def _mix(q: Grouped, k: Flat, v: FlatValues, scale: float, kept: list[Tensor] | 
     above = q.new_full((block, block), -torch.inf).triu(1)
     for heads, start, end in _blocks(q, block):
         asked = end - start
-        scores = _rows(q[heads, :, start:end] * scale) @ k[heads, :end].mT
+        rows = _rows(q[heads, :, start:end])
+        scores = q.new_empty(len(rows), rows.shape[1], end)
+        torch.baddbmm(scores, rows, k[heads, :end].mT, beta=0, alpha=scale, out=scores)
         scores.unflatten(1, (-1, asked))[..., start:] += above[:asked, :asked]
         weights = scores.softmax(-1)
         mixed[heads, :, start:end] = (weights @ v[heads, :end]).unflatten(1, (-1, asked))

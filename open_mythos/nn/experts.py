@@ -107,11 +107,11 @@ def grouped_swiglu(x: Tensor, gate_up: Tensor, down: Tensor, counts: Tensor) -> 
     if _in_one_call(x, gate_up, len(x), EACH):
         ends = counts.cumsum(0).to(torch.int32)
         middle = F.grouped_mm(x, gate_up.mT, offs=ends)
-        return F.grouped_mm(_swiglu(middle), down.mT, offs=ends), middle
+        return F.grouped_mm(swiglu(middle), down.mT, offs=ends), middle
     middle, y = x.new_empty(len(x), gate_up.shape[1]), torch.empty_like(x)
     for e, rows in _slices(counts):
         torch.mm(x[rows], gate_up[e].mT, out=middle[rows])
-        torch.mm(_swiglu(middle[rows]), down[e].mT, out=y[rows])
+        torch.mm(swiglu(middle[rows]), down[e].mT, out=y[rows])
     return y, middle
 
 
@@ -170,7 +170,7 @@ def _few(
 ) -> Rows:
     """Token by token: to sort so few would cost more than their products."""
     pairs = [(x[i : i + 1], e) for i, experts in enumerate(chosen.tolist()) for e in experts]
-    said = [linear(_swiglu(linear(row, gate_up[e])), down[e]) for row, e in pairs]
+    said = [linear(swiglu(linear(row, gate_up[e])), down[e]) for row, e in pairs]
     return torch.bmm(weights[:, None], torch.cat(said).view(*chosen.shape, -1)).squeeze(1)
 
 
@@ -180,7 +180,7 @@ def _picked(
     """The same for a compiler, which makes loops of it that read the chosen experts where they lie."""
     wide = at_least_float32(x)
     middle = (gate_up[chosen].to(wide) * x[:, None, None].to(wide)).sum(-1).to(x.dtype)  # M k 2F
-    said = (down[chosen].to(wide) * _swiglu(middle)[:, :, None].to(wide)).sum(-1)  # M k D
+    said = (down[chosen].to(wide) * swiglu(middle)[:, :, None].to(wide)).sum(-1)  # M k D
     return (said * weights[:, :, None].to(wide)).sum(1).to(x.dtype)
 
 
@@ -196,7 +196,7 @@ def _fused(
     scale = weights.flatten().index_select(0, order)[:, None]
     for e, rows in _slices(torch.bincount(flat, minlength=len(gate_up))):
         who = tokens[rows]
-        hidden = _swiglu(x.index_select(0, who) @ gate_up[e].mT)
+        hidden = swiglu(x.index_select(0, who) @ gate_up[e].mT)
         y.index_add_(0, who, (hidden @ down[e].mT).mul_(scale[rows]))
     return y
 
@@ -219,9 +219,11 @@ def _slices(counts: Int[Tensor, "E"]) -> list[tuple[int, slice]]:
     return [(e, slice(a, b)) for e, (a, b) in enumerate(zip(starts, ends, strict=True)) if b > a]
 
 
-def _swiglu(middle: Float[Tensor, "... F2"]) -> Float[Tensor, "... F"]:
+def swiglu(middle: Float[Tensor, "... F2"]) -> Float[Tensor, "... F"]:
+    """silu(gate) * up, the two of them side by side; without gradient in one new tensor."""
     gate, up = middle.chunk(2, dim=-1)
-    return F.silu(gate) * up
+    hidden = F.silu(gate)
+    return hidden * up if torch.is_grad_enabled() else hidden.mul_(up)
 
 
 def _swiglu_backward(

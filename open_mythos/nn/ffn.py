@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
+from open_mythos.nn.experts import swiglu
 from open_mythos.nn.linear import Linear, Plain
 from open_mythos.nn.moe import MoE
 from open_mythos.shapes import Hidden
@@ -57,8 +58,7 @@ class GatedFeedForward(nn.Module):
         return {"gate_up.weight": 2}
 
     def forward(self, x: Hidden, ctx: Context) -> Hidden:
-        gate, up = self.gate_up(x, ctx).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up, ctx)
+        return self.down(swiglu(self.gate_up(x, ctx)), ctx)
 
 
 @final

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.nn.context import Context
-from open_mythos.nn.experts import Rows, run_experts
+from open_mythos.nn.experts import Rows, run_experts, swiglu
 from open_mythos.nn.linear import Projection
-from open_mythos.nn.precision import outside_autocast, working_dtype
+from open_mythos.nn.precision import lowered, outside_autocast, working_dtype
 from open_mythos.nn.spread import Spread
 from open_mythos.shapes import Hidden
 
@@ -81,9 +81,9 @@ class MixtureOfExperts(nn.Module):
         chosen, weights, scores = self.route(flat)
         if ctx.tally is not None:
             self._report(chosen, scores, x.shape[:-1], ctx)
-        dtype = working_dtype(flat)
-        y = self._routed(ctx, flat.to(dtype), chosen, weights.to(dtype))
-        return y.to(x.dtype).view_as(x) + self.always(x)
+        dtype, seen = working_dtype(x), lowered(x)
+        y = self._routed(ctx, seen.flatten(0, -2).to(dtype), chosen, weights.to(dtype))
+        return y.to(x.dtype).view_as(x) + self.always(seen)
 
     def _routed(
         self, ctx: Context, x: Rows, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
@@ -108,8 +108,7 @@ class MixtureOfExperts(nn.Module):
         """What the shared experts say."""
         if self.shared_gate_up is None or self.shared_down is None:
             return torch.zeros_like(x)
-        gate, up = self.shared_gate_up(x).chunk(2, dim=-1)
-        return self.shared_down(F.silu(gate) * up)
+        return self.shared_down(swiglu(self.shared_gate_up(x)))
 
     def naive(self, x: Hidden) -> Hidden:
         """Every expert on every token, weighted. The oracle of `forward`."""
