@@ -8,11 +8,12 @@ and the largest. Above one, ours is faster. `share` is what ours reaches of the 
 product, which takes its turn after every pair.
 
 In bfloat16 both run under autocast (a model of the original turned to it raises); --lowered compares
-inference with our weights in bfloat16 and the original's under autocast. On a CPU `mythos train` has the C
-library keep what is freed, so ours trains here with that; --keep-freed none leaves it out, and all gives
-it to both sides in every task. --compiled puts both under `torch.compile`: the original whole, its shapes
-fixed, as well as can be; ours as `train` and `generate` compile it. Results go to bench/results/ as JSON,
-those of a given number of threads and of each of these choices to files of their own.
+inference with our weights in bfloat16 and the original's under autocast. On a CPU `mythos train` and `sweep`
+have the C library keep what is freed, so ours trains and reads whole sequences with that; --keep-freed none
+leaves it out, and all gives it to both sides in every task, which tells what is due to the models alone.
+--compiled puts both under `torch.compile`: the original whole, its shapes fixed, as well as can be; ours as
+`train` and `generate` compile it. Results go to bench/results/ as JSON, those of a given number of threads
+and of each of these choices to files of their own.
 """
 
 import json
@@ -56,7 +57,7 @@ class Options:
     compiled: bool = False  # both sides under torch.compile (up to a minute of warming up per row)
     threads: int | None = None
     clock: Clock = "wall"  # "cpu" with --threads 1 where the machine is not ours alone
-    keep_freed: Literal["train", "none", "all"] = "train"  # "train": ours when it trains, as `mythos train`
+    keep_freed: Literal["ours", "none", "all"] = "ours"  # "ours": where `mythos train` and `sweep` do
     budget: float = 6.0  # seconds per row, at least three pairs
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
     original: Path | None = None  # folder of an unpacked wheel; else pip downloads it
@@ -127,7 +128,7 @@ class Bench:
                 self._keep(sides, name, work, timing)
 
     def _setting(self, side: Side, settings: dict[str, Any], task: str) -> Setting:
-        keep = {"all": True, "none": False, "train": side == "ours" and task == "train"}
+        keep = {"all": True, "none": False, "ours": side == "ours" and task in ("train", "forward")}
         options = self.options
         return Setting(
             side,
@@ -203,7 +204,7 @@ class Bench:
         given = "" if self.options.threads is None else f"-{self.options.threads}-threads"
         given += "-lowered" if self.options.lowered else ""
         given += "-compiled" if self.options.compiled else ""
-        given += {"train": "", "none": "-keep-nothing", "all": "-keep-freed"}[self.options.keep_freed]
+        given += {"ours": "", "none": "-keep-nothing", "all": "-keep-freed"}[self.options.keep_freed]
         path = self.options.out / f"vs_openmythos-{self.device.type}{given}.json"
         path.write_text(json.dumps(about | {"rows": self.rows}, indent=1) + "\n")
         print(f"\n{path}")
