@@ -122,8 +122,8 @@ MUTATIONS = [
     Mutation(
         "one row alone: in full under autocast",
         "infer/alone.py",
-        """torch.autocast("cpu", enabled=False) if""",
-        "nullcontext() if",
+        "with outside_autocast(state.h):",
+        "if True:",
         f"{ALONE} -k under_autocast",
     ),
     Mutation(
@@ -293,6 +293,13 @@ MUTATIONS = [
         "torch.is_autocast_enabled(kind) and x.dtype != torch.float64",
         "torch.is_autocast_enabled(kind)",
         f"{LAWS}dtypes.py -k test_autocast_leaves_float64_alone[mythos-mla]",
+    ),
+    Mutation(
+        "half precision: gradients are added up in float32",
+        "nn/precision.py",
+        "return x if torch.is_grad_enabled() else x.to(working_dtype(x))",
+        "return x.to(working_dtype(x))",
+        f"{LAWS}dtypes.py -k gradients_up",
     ),
     Mutation(
         "halting: in float32 under autocast",

@@ -13,13 +13,11 @@ plain verb does it. Oracle: the plain verbs (tests/unit/infer/test_alone.py).
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeGuard, TypeVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules import module as modules
 
 from open_mythos.loop.adapt import LowRankAdaptation, NoAdaptation
@@ -37,10 +35,12 @@ from open_mythos.nn.attention import GroupedAttention, LatentAttention
 from open_mythos.nn.block import PreNormBlock
 from open_mythos.nn.cache import KVCache, Slots
 from open_mythos.nn.context import Context, Sight
+from open_mythos.nn.experts import swiglu
 from open_mythos.nn.ffn import GatedFeedForward
 from open_mythos.nn.linear import Projection
 from open_mythos.nn.moe import MixtureOfExperts
 from open_mythos.nn.norm import RootMeanSquareNorm, normed_alone
+from open_mythos.nn.precision import outside_autocast
 from open_mythos.nn.product import linear_alone
 from open_mythos.nn.rope import Rope, turned
 from open_mythos.shapes import Features, Hidden, PerSequence, Steps, Tokens
@@ -61,7 +61,8 @@ def apart(model: LoopedLM) -> "AloneVerbs | LoopedLM":
 
 @final
 class AloneVerbs:
-    """`encode`, `step` and `decode` as `LoopedLM` has them in eval mode, without gradient.
+    """`encode`, `step` and `decode` as `LoopedLM` has them in eval mode, without gradient; in float32 under
+    autocast too, since to lower the weights would cost one row more than it saves.
 
     Made for one generation: hooks that are added and numbers worked out from weights that are changed later
     are not noticed.
@@ -80,7 +81,7 @@ class AloneVerbs:
         if seen is None or self.model.ngrams is not None:
             return self.model.encode(tokens, ctx, start=start)
         x = (self.model.embed(tokens) * self.model.config.embed_scale).view(-1)
-        with _in_full():
+        with outside_autocast(x):
             for block in self._prelude:
                 x = block(x, seen)
             x = _row(self._enter(x))
@@ -93,7 +94,7 @@ class AloneVerbs:
         seen = self._seeing(ctx, number) if isinstance(number, int) else None
         if seen is None or self._take is None:
             return self.model.step(state, ctx, step, last)
-        with _in_full():
+        with outside_autocast(state.h):
             return self._take(state, seen, step, last)
 
     def decode(self, state: State, ctx: Context) -> Features:
@@ -101,7 +102,7 @@ class AloneVerbs:
         if seen is None:
             return self.model.decode(state, ctx)
         x = self.model.between(state.answer).view(-1).float()
-        with _in_full():
+        with outside_autocast(x):
             x = self._readout(x)
             for block in self._coda:
                 x = block(x, seen)
@@ -124,11 +125,6 @@ def _is_simple(ctx: Context) -> bool:
         and all(part is None for part in special)
         and not torch.is_grad_enabled()
     )
-
-
-def _in_full() -> AbstractContextManager[object]:
-    """In float32 under autocast too: to lower the weights would cost one row more than it saves."""
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else nullcontext()
 
 
 def _take(loop: LoopCore) -> Take | None:
@@ -271,11 +267,7 @@ def _ffn(ffn: nn.Module, where: Where) -> Layer:
 
 
 def _gated(gate_up: Map, down: Map) -> Map:
-    def gated(x: Vector) -> Vector:
-        gate, up = gate_up(x).chunk(2)
-        return down(F.silu(gate).mul_(up))
-
-    return gated
+    return lambda x: down(swiglu(gate_up(x)))
 
 
 def _experts(moe: MixtureOfExperts) -> Layer:

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from open_mythos.loop.schedule import Plan
+from open_mythos.nn.attention import GQA, MLA
+from open_mythos.nn.context import Context
 from tests.zoo import EVERY, LOOPED, awake, close, gradients, words
 
 
@@ -71,6 +73,24 @@ def test_autocast_is_the_same_without_gradient(name: str) -> None:
         with torch.no_grad():
             given = model(tokens).float()
     assert (given - expected).norm() < 0.01 * expected.norm()
+
+
+READERS = [
+    GQA(heads=4),
+    MLA(heads=4, q_rank=16, kv_rank=8, rope_dim=4, nope_dim=4, value_dim=4),
+]
+
+
+@pytest.mark.parametrize("part", READERS, ids=lambda part: type(part).__name__)
+def test_autocast_adds_gradients_up_in_float32(part: GQA | MLA) -> None:
+    """Of maps that read the same: lowered once for all of them (as autocast itself does with leaves, so here
+    is none), their sum would be rounded."""
+    torch.manual_seed(0)
+    tokens, x = words(2, 16), torch.randn(2, 16, 32, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        part.build(32)(1 * x, Context.counting(tokens, cache=None)).float().square().sum().backward()
+    assert x.grad is not None
+    assert (x.grad != x.grad.bfloat16()).float().mean() > 0.5
 
 
 @pytest.mark.parametrize("name", EVERY)
