@@ -486,8 +486,22 @@ MUTATIONS = [
     Mutation(
         "attention: blocks' written-out gradient",
         "nn/blockwise.py",
-        "grad_rows = (grad_scores @ k[heads, :end]).mul_(scale)",
-        "grad_rows = grad_scores @ k[heads, :end]",
+        "grad_queries = torch.bmm(grad_scores, k[heads, :end]).mul_(scale)",
+        "grad_queries = torch.bmm(grad_scores, k[heads, :end])",
+        "unit/nn/test_attend.py",
+    ),
+    Mutation(
+        "attention: keys' gradient of a part of the queries is scaled too",
+        "nn/blockwise.py",
+        "grad_k[heads, :end].add_(grad_keys, alpha=scale)",
+        "grad_k[heads, :end].add_(grad_keys)",
+        "unit/nn/test_attend.py",
+    ),
+    Mutation(
+        "attention: heads are taken in turn",
+        "nn/blockwise.py",
+        "yield slice(head, head + together)",
+        "yield slice(0, together)",
         "unit/nn/test_attend.py",
     ),
     Mutation(

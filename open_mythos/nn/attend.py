@@ -20,7 +20,8 @@ from open_mythos.shapes import Keys, Mask, Mixed, Queries, Values
 
 FEW = 8  # queries per head up to which plain products are taken
 LONG = 2**20  # numbers held per row from which reading them twice costs more than that kernel's start
-SHORT = 1024  # tokens per row up to which blocks are taken; their memory grows with its square
+SHORT = 1024  # tokens per row up to which blocks are taken; what they keep grows with its square
+LONGER = 2**14  # the same in bfloat16 without gradient, for which nothing is kept
 
 
 def attend(
@@ -94,7 +95,10 @@ def _scores(
 
 
 def _blocks_are_faster(q: Queries) -> bool:
-    return q.device.type == "cpu" and q.shape[2] <= SHORT and not torch.compiler.is_compiling()
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    longer = q.dtype == torch.bfloat16 and not torch.is_grad_enabled()
+    return q.shape[2] <= (LONGER if longer else SHORT)
 
 
 def _widen(x: Tensor, width: int) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from open_mythos.nn import attend as attend_module
+from open_mythos.nn import blockwise
 from open_mythos.nn.attend import FEW, SHORT, attend, attend_latents, attend_naively
 from open_mythos.nn.blockwise import attend_blockwise
 from open_mythos.nn.context import Sight
@@ -63,8 +64,12 @@ def test_half_precision_by_blocks(shape: tuple[int, ...], length: int) -> None:
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("length", [1, 63, 64, 150])
-def test_blocks_agree_with_the_definition(shape: tuple[int, ...], length: int) -> None:
-    """In float32, values and gradients, for rows that end inside a block and at its edge."""
+@pytest.mark.parametrize("tile", [1, blockwise.TILE])
+def test_blocks_agree_with_the_definition(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], length: int, tile: int
+) -> None:
+    """In float32, values and gradients, head by head and together, ending inside a block and at its edge."""
+    monkeypatch.setattr(blockwise, "TILE", tile)
     q, k, v = inputs(shape, length, length)
     mixed, expected = attend_blockwise(q, k, v, 0.3), attend_naively(q, k, v, Sight(causal=True), 0.3)
     close(mixed, expected, 1e-6)
