@@ -93,7 +93,7 @@ class _RMSNorm(torch.autograd.Function):
         return _normed(x, weight, scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
             y = plain_rms_norm(x, weight, ctx.eps)
