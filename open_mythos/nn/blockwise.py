@@ -22,7 +22,7 @@ from open_mythos.shapes import Keys, Mixed, Queries, Values
 
 BLOCK = 64  # queries at a time, which look at no later block's keys
 WIDE = 128  # the same in bfloat16 where no weights are kept for a backward pass
-TILE = 2**20  # numbers, at most, in the scores of the heads that are taken together (4 MB in float32)
+TILE = 2**20  # numbers in the scores of as many heads as are taken together (4 MB in float32), or of one
 
 Grouped = Float[Tensor, "BG g T K"]  # query heads beside those that share their key/value head
 Mix = Float[Tensor, "BG g T Kv"]

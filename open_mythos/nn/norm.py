@@ -93,16 +93,16 @@ class _RMSNorm(torch.autograd.Function):
         return _normed(x, weight, scale)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        if torch.is_grad_enabled():  # the gradient is to be differentiated itself
-            y = plain_rms_norm(x, weight, ctx.eps)
-            return *torch.autograd.grad(y, (x, weight), grad, create_graph=True), None
-        normed, weighed = x * scale, grad * weight.to(grad.dtype)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated, and the scale depends on x
+            scale = _inverse_rms(x, ctx.eps)
+        normed = x * scale
+        weighed = grad * weight.to(grad.dtype)
         shared = torch.linalg.vecdot(weighed, normed).unsqueeze(-1) / x.shape[-1]
         told = (grad * normed).flatten(0, -2)
         grad_weight = told.sum(0, dtype=at_least_float32(told)).to(weight.dtype)
-        return weighed.addcmul_(normed, shared, value=-1).mul_(scale), grad_weight, None
+        return torch.addcmul(weighed, normed, shared, value=-1).mul_(scale), grad_weight, None
 
 
 def _normed(x: Vectors, weight: Float[Tensor, "D"], scale: Float[Tensor, "... 1"] | float) -> Vectors:

@@ -79,3 +79,14 @@ def test_built_norms() -> None:
     close(RMSNorm(eps=1e-2).build(16)(x), F.rms_norm(x, (16,), None, 1e-2), 1e-6)
     assert not list(RMSNorm(weight=False).build(16).parameters())
     close(LayerNorm(eps=1e-2).build(16)(x), F.layer_norm(x, (16,), eps=1e-2), 1e-6)
+
+
+@pytest.mark.parametrize("frozen", ["input", "gain"])
+def test_the_gradient_has_a_gradient_where_a_part_is_frozen(frozen: str) -> None:
+    x, w = torch.randn(5, 8, requires_grad=frozen != "input"), torch.randn(8, requires_grad=frozen != "gain")
+    learned = x if frozen == "gain" else w
+    twice = []
+    for y in (rms_norm(x, w, 1e-6), plain_rms_norm(x, w, 1e-6)):
+        (pulled,) = torch.autograd.grad(y.pow(3).sum(), learned, create_graph=True)
+        twice.append(torch.autograd.grad(pulled.square().sum(), learned)[0])
+    torch.testing.assert_close(*twice)
