@@ -51,8 +51,10 @@ class _Blockwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Mix) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         if torch.is_grad_enabled():  # the gradient is to be differentiated itself
+            needed = [x for x in (q, k, v) if x.requires_grad]
             mixed = _mix_plainly(q, k, v, ctx.scale)
-            return *torch.autograd.grad(mixed, (q, k, v), grad, create_graph=True), None
+            grads = iter(torch.autograd.grad(mixed, needed, grad, create_graph=True))
+            return *(next(grads) if x.requires_grad else None for x in (q, k, v)), None
         return *_gradients(grad, q, k, v, ctx.scale, kept), None
 
 

@@ -79,12 +79,16 @@ def test_blocks_agree_with_the_definition(
     close(*(torch.autograd.grad(y, (q, k, v), towards) for y in (mixed, expected)), 1e-5)
 
 
-def test_the_gradient_of_blocks_has_a_gradient() -> None:
-    q, k, v = inputs(SHAPES[1], 9, 9)
+@pytest.mark.parametrize("learned", ["qkv", "q", "kv"])
+def test_the_gradient_of_blocks_has_a_gradient(learned: str) -> None:
+    """Also where some of queries, keys and values need none."""
+    named = dict(zip("qkv", inputs(SHAPES[1], 9, 9), strict=True))
+    q, k, v = (x.requires_grad_(name in learned) for name, x in named.items())
+    asked = [named[name] for name in learned]
     twice = []
     for mixed in (attend_blockwise(q, k, v, 0.3), attend_naively(q, k, v, Sight(causal=True), 0.3)):
-        pulled = torch.autograd.grad(mixed.square().sum(), (q, k, v), create_graph=True)
-        twice.append(torch.autograd.grad(sum(p.square().sum() for p in pulled), (q, k, v)))
+        pulled = torch.autograd.grad(mixed.square().sum(), asked, create_graph=True)
+        twice.append(torch.autograd.grad(sum(p.square().sum() for p in pulled), asked))
     close(*twice, 1e-4)
 
 
