@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 READS = ("aten._local_scalar_dense.default", "aten.nonzero.default")
+LISTS = (torch.Tensor.tolist, torch.Tensor.numpy)  # on a CPU they read without an operation
 
 
 class Counts(NamedTuple):
@@ -52,7 +54,17 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Lists(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.read = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read += func in LISTS
+        return func(*args, **(kwargs or {}))
+
+
 def _on_cpu(run: Callable[[], object]) -> Counts:
-    with _Operations() as operations:
+    with _Operations() as operations, _Lists() as lists:
         run()
-    return Counts(operations.seen.total(), sum(operations.seen[name] for name in READS))
+    return Counts(operations.seen.total(), sum(operations.seen[name] for name in READS) + lists.read)

@@ -195,7 +195,7 @@ class _Run:
                 batch.state = self._judge(judge, before, batch, taken)
             if watch is not None:
                 watch(max(taken) - 1, batch.state)
-            if may_leave:
+            if may_leave and any(self.turns[row] > turn for row in batch.rows):
                 batch.dismiss(taken, causal=self.loop.causal)
 
     def _taken(self, batch: "_Batch", turn: int) -> list[int]:
@@ -271,16 +271,17 @@ class _Batch:
     def dismiss(self, taken: list[int], causal: bool) -> None:
         """Let go of tokens that are done and that no running token of their row looks at."""
         running = self.state.left > 0  # B T
-        alive = running.any(1).tolist()
-        columns = running.any(0).nonzero()
-        needed = 0 if not len(columns) else int(columns[-1]) + 1 if causal else running.shape[1]
+        length = running.shape[1]
+        # One read on the host, for which a GPU waits: how far each row's last running token reaches.
+        reach = (running * torch.arange(1, length + 1, device=running.device)).amax(1).tolist()
+        needed = max(reach) if causal else length
         everyone = list(range(len(self.rows)))
-        if 0 < needed < running.shape[1]:
+        if 0 < needed < length:
             self._put(everyone, needed)
             self._settle(everyone, needed, taken)
             whole = torch.tensor(everyone, device=running.device)
             self.state, self.ctx = self.state.take(whole, needed), self.ctx.take(whole, needed)
-        self.keep([row for row, on in zip(self.rows, alive, strict=True) if on], taken)
+        self.keep([row for row, far in zip(self.rows, reach, strict=True) if far], taken)
 
     def _put(self, here: list[int], first: int) -> None:
         """Write the tokens from `first` on of the rows at `here` into `out`."""

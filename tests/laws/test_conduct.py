@@ -1,17 +1,19 @@
 """What a call leaves alone: the world's random numbers, the inputs, and the numbers under recomputation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from open_mythos.loop.core import LoopCore
 from open_mythos.loop.route import Everyone, ExpertChoice
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
+from open_mythos.nn.context import Context
 from open_mythos.nn.moe import MoE
 from open_mythos.nn.tally import Tally, Where
 from tests.zoo import EVERY, LOOPED, awake, close, gradients, parts, words
@@ -59,6 +61,30 @@ def test_inputs_stay_as_they_were(name: str) -> None:
         model(tokens)
     assert torch.equal(tokens, before)
     assert all(torch.equal(t, held[key]) for key, t in model.state_dict().items())
+
+
+class Reads(TorchFunctionMode):
+    """How often values are read on the host, for each of which a GPU would wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.count += func in (Tensor.tolist, Tensor.item, Tensor.__int__, Tensor.__bool__, Tensor.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@torch.no_grad()
+def test_between_steps_the_loop_asks_once_who_is_still_in_it() -> None:
+    model, tokens = awake(EVERY["universal"]), words(3, 5)
+    ctx = Context.counting(tokens)
+    state = model.encode(tokens, ctx)
+    with Reads() as reads:
+        state = model.loop(state, ctx, Plan(4))
+    assert reads.count == int(state.taken.max()) - 1 > 1  # after the last step nobody is
 
 
 class Lesson(NamedTuple):
