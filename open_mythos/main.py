@@ -28,11 +28,13 @@ from open_mythos.classic.parts import (
     MoEFFN,
     RecurrentBlock,
     RMSNorm,
+    Table,
     TransformerBlock,
     apply_rope,
     loop_index_embedding,
     precompute_rope_freqs,
 )
+from open_mythos.classic.shell import Shell
 from open_mythos.hub import original
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
@@ -59,13 +61,17 @@ __all__ = [
 ]
 
 
-class OpenMythos(nn.Module):
-    """A recurrent-depth transformer: prelude, one block looped as often as asked, coda."""
+class OpenMythos(Shell):
+    """A recurrent-depth transformer: prelude, one block looped as often as asked, coda.
 
-    def __init__(self, cfg: MythosConfig) -> None:
+    `cfg` is a `MythosConfig`, or a mapping or an object with its fields.
+    """
+
+    def __init__(self, cfg: Any) -> None:
         super().__init__()
-        self.cfg = cfg
-        self.lm: LoopedLM = cfg.model().build()
+        self.cfg = cfg if isinstance(cfg, MythosConfig) else MythosConfig.of(cfg)
+        self.lm: LoopedLM = self.cfg.model().build()
+        self.register_load_state_dict_pre_hook(_loading)
 
     @property
     def embed(self) -> nn.Embedding:
@@ -81,16 +87,26 @@ class OpenMythos(nn.Module):
         return self.lm.norm
 
     @property
-    def prelude(self) -> list[TransformerBlock]:
-        return [TransformerBlock(self.cfg, core=cast(PreNormBlock, block)) for block in self.lm.prelude]
+    def prelude(self) -> nn.ModuleList:
+        return self._shells(self.lm.prelude)
 
     @property
-    def coda(self) -> list[TransformerBlock]:
-        return [TransformerBlock(self.cfg, core=cast(PreNormBlock, block)) for block in self.lm.coda]
+    def coda(self) -> nn.ModuleList:
+        return self._shells(self.lm.coda)
 
     @property
     def recurrent(self) -> RecurrentBlock:
         return RecurrentBlock(self.cfg, self.lm.loop)
+
+    @property
+    def freqs_cis(self) -> Table:
+        """The rotary table that GQA's layers take, for `max_seq_len` positions; made when asked for."""
+        return self._table(self.cfg.dim // self.cfg.n_heads)
+
+    @property
+    def freqs_cis_mla(self) -> Table:
+        """The same for MLA's."""
+        return self._table(self.cfg.qk_rope_head_dim)
 
     def forward(
         self,
@@ -110,8 +126,10 @@ class OpenMythos(nn.Module):
         `n_loops` below one and a `start_pos` that is not where the cache ends.
         """
         _check_ids(input_ids)
+        if kv_cache is not None and not isinstance(kv_cache, dict):
+            raise TypeError(f"kv_cache should be a dict, empty at first, got {type(kv_cache).__name__}")
         cache = None if kv_cache is None else DictCache(kv_cache, self._kv_rank)
-        start = (start_pos or 0) if cache is None else _follow(cache.length(), start_pos)
+        start = _first(start_pos) if cache is None else _follow(cache.length(), start_pos)
         ctx = Context.counting(input_ids, start, cache)
         logits: Logits = self.lm(input_ids, Plan(self._loops(n_loops)), ctx=ctx, **options)
         return logits
@@ -166,13 +184,15 @@ class OpenMythos(nn.Module):
     ) -> "OpenMythos":
         """The model whose weights the package open-mythos 0.5.0 saved, in their dtype and on their device.
 
-        `cfg` is a `MythosConfig`, a mapping of its fields or the package's own. With `released`, the default,
+        `state_dict` may be the checkpoint of a training script, with its weights under "model". `cfg` is a
+        `MythosConfig`, a mapping of its fields or the package's own. With `released`, the default,
         it computes what the package did, also where that was wrong; without, the same weights run as they
         should. Raises `ValueError` for missing or unknown weights and wrong shapes.
         """
         with torch.device("meta"):
             model = cls(MythosConfig.of(cfg, released=released))
-        model._assign(original.to_core(state_dict, model.lm.config))
+        weights = original.to_core(original.plain_weights(state_dict), model.lm.config)
+        model.lm.load_state_dict(weights, assign=True)
         return model
 
     def to_original(self) -> dict[str, Tensor]:
@@ -184,33 +204,46 @@ class OpenMythos(nn.Module):
         )
         return weights | tables
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As ever; also takes what the package open-mythos 0.5.0 saved (see `from_original`), a part of it
-        unless `strict`."""
-        if original.is_original(state_dict):
-            weights = original.to_core(state_dict, self.lm.config, strict)
-            state_dict = {f"lm.{name}": weight for name, weight in weights.items()}
-        return super().load_state_dict(state_dict, strict, assign)
+    def _shells(self, blocks: nn.ModuleList) -> nn.ModuleList:
+        made = nn.ModuleList(TransformerBlock(self.cfg, core=cast(PreNormBlock, block)) for block in blocks)
+        made.training = self.training
+        return made
 
-    def _assign(self, weights: Mapping[str, Tensor]) -> None:
-        self.lm.load_state_dict(weights, assign=True)
-        self.lm.head.weight = self.lm.embed.weight
+    def _table(self, width: int) -> Table:
+        table = precompute_rope_freqs(width, self.cfg.max_seq_len, self.cfg.rope_theta)
+        return table.to(self.embed.weight.device)
 
     @property
     def _kv_rank(self) -> int:
         return self.cfg.kv_lora_rank if self.cfg.attn_type == "mla" else 0
 
     def _loops(self, n_loops: int | None) -> int:
+        if n_loops is not None and not hasattr(n_loops, "__index__"):
+            raise ValueError(f"n_loops should be a whole number, got {n_loops!r}")
         return self.cfg.max_loop_iters if n_loops is None else index(n_loops)
 
 
-def _check_ids(ids: Tensor) -> None:
-    if ids.ndim != 2 or ids.is_floating_point():
+def _loading(model: OpenMythos, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """What the package open-mythos 0.5.0 saved is understood too, or a part of it."""
+    *_, complaints = rest
+    held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    complaints += original.adopt(state, prefix, original.joints_of(model.lm.config, "lm."), held)
+
+
+def _check_ids(ids: object) -> None:
+    if not isinstance(ids, Tensor):
+        raise TypeError(f"input_ids should be a tensor of shape (B, T), got {type(ids).__name__}")
+    if ids.ndim != 2 or ids.dtype not in (torch.int32, torch.int64):
         raise ValueError(
-            f"input_ids should be whole numbers of shape (B, T), got {ids.dtype} {tuple(ids.shape)}"
+            f"input_ids should be int64 or int32 of shape (B, T), got {ids.dtype} {tuple(ids.shape)}"
         )
+
+
+def _first(start_pos: int | None) -> int:
+    """Where tokens begin without a cache."""
+    if start_pos is not None and (not hasattr(start_pos, "__index__") or start_pos < 0):
+        raise ValueError(f"start_pos should be a whole number of at least 0, got {start_pos!r}")
+    return 0 if start_pos is None else index(start_pos)
 
 
 def _follow(remembered: int, start_pos: int | None) -> int:

@@ -84,6 +84,7 @@ class LoopedLM(nn.Module):
         self.norm = config.norm.build(dim) if config.norm is not None else None
         self.head = Projection(dim, config.vocab)
         self._tie()
+        self.register_load_state_dict_post_hook(_tie_again)
         self._check_tables()
         if not self.embed.weight.is_meta:
             self.reset_parameters()
@@ -167,9 +168,13 @@ class LoopedLM(nn.Module):
         `plan` says how many steps (by default the mean of the schedule), `ctx` where the tokens sit (by
         default they count from zero), `rng` draws the start state where the model has a random one.
         `watch(n, state)` sees the state after every step; `exit` may end tokens early.
-        Raises `ValueError` for empty input, tokens outside the vocabulary and more tokens than `context`.
+        A model without a loop has no use for `plan` and `exit`.
+        Raises `ValueError` for empty input, tokens outside the vocabulary, more tokens than `context`, and a
+        cache beside a context, which has its own.
         """
         self.check(tokens)
+        if ctx is not None and cache is not None:
+            raise ValueError("a context has its own cache: give the cache to it, or leave ctx out")
         ctx = ctx if ctx is not None else Context.counting(tokens, cache=cache)
         if tally is not None:
             ctx = ctx.with_tally(tally)
@@ -183,7 +188,7 @@ class LoopedLM(nn.Module):
 
     def forward(self, tokens: Tokens, plan: Plan | int | None = None, **options: object) -> Logits:
         """Logits for the token after each of `tokens`; options as for `features`."""
-        plan = Plan(plan) if isinstance(plan, int) else plan
+        plan = plan if plan is None or isinstance(plan, Plan) else Plan(plan)
         return self.head(self.features(tokens, plan, **options))  # type: ignore[arg-type]
 
     @torch.no_grad()
@@ -210,14 +215,16 @@ class LoopedLM(nn.Module):
     def check(self, tokens: Tensor) -> None:
         """Raise `ValueError` unless `tokens` are some, and of this vocabulary. (Skipped where it would wait
         for an accelerator: there, check before the transfer.)"""
-        if tokens.ndim != 2 or tokens.is_floating_point():
+        if not isinstance(tokens, Tensor):
+            raise TypeError(f"tokens should be a tensor of shape (B, T), got {type(tokens).__name__}")
+        if tokens.ndim != 2 or tokens.dtype not in (torch.int32, torch.int64):
             raise ValueError(
-                f"tokens should be whole numbers of shape (B, T), got {tokens.dtype} {tuple(tokens.shape)}"
+                f"tokens should be int64 or int32 of shape (B, T), got {tokens.dtype} {tuple(tokens.shape)}"
             )
         if tokens.numel() == 0:
             raise ValueError(f"there are no tokens to read (shape {tuple(tokens.shape)}); give at least one")
         if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
-            low, high = int(tokens.min()), int(tokens.max())
+            low, high = torch.stack(tokens.aminmax()).tolist()
             if low < 0 or high >= self.config.vocab:
                 bad = low if low < 0 else high
                 raise ValueError(f"token {bad} is outside the vocabulary of 0 to {self.config.vocab - 1}")
@@ -225,3 +232,8 @@ class LoopedLM(nn.Module):
     def read(self, state: State, ctx: Context) -> Logits:
         """The last two verbs: what the answers of `state` say comes next."""
         return self.head(self.decode(state, ctx))
+
+
+def _tie_again(model: LoopedLM, found: object) -> None:
+    """Loading with `assign` makes each parameter anew."""
+    model._tie()

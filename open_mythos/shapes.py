@@ -27,5 +27,5 @@ Queries = Float[Tensor, "B H T K"]
 Keys = Float[Tensor, "B G S K"]
 Values = Float[Tensor, "B G S Kv"]
 Mixed = Float[Tensor, "B H T Kv"]
-Mask = Bool[Tensor, "#B 1 T S"]  # true where a query may look
+Mask = Bool[Tensor, "#B #H T S"]  # true where a query may look
 CacheEntry = Num[Tensor, "B ... W"]  # tokens on the axis before the last

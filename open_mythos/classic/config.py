@@ -12,7 +12,8 @@ the letters of `loop.core` an OpenMythos is
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
+from math import isinf
+from numbers import Integral, Real
 from typing import Any
 
 from open_mythos.loop.adapt import Adaptation, DepthLoRA, Unadapted
@@ -85,6 +86,10 @@ class MythosConfig:
     @classmethod
     def of(cls, settings: "MythosConfig | Mapping[str, Any] | object", **changes: Any) -> "MythosConfig":
         """From another config, a mapping of its fields, or the original package's own config object."""
+        if settings is None or not (isinstance(settings, Mapping) or hasattr(settings, "__dict__")):
+            raise TypeError(
+                f"expected a MythosConfig or a mapping of its fields, got {type(settings).__name__}"
+            )
         known = settings if isinstance(settings, Mapping) else vars(settings)
         return cls(**{**known, **changes})
 
@@ -101,8 +106,10 @@ class MythosConfig:
             ("dropout", -1e-9, 1),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or not low < value <= high:
+            if not isinstance(value, Real) or not low < float(value) <= high or isinf(value):
                 raise ValueError(f"{name} should lie between {max(low, 0)} and {high}, got {value!r}")
+        if not isinstance(self.released, bool):
+            raise ValueError(f"released should be True or False, got {self.released!r}")
         self._check_heads()
         if self.n_experts_per_tok > self.n_experts:
             raise ValueError(

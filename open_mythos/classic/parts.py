@@ -6,9 +6,11 @@
 A part made from a config owns its `core`; one that is read off a model (`model.recurrent.block.attn`) stands
 before the model's own, so weights may be read and written through it. Where the core keeps several of the
 original's weights in one tensor (experts, gate and up), the smaller ones are aliases: writes go through,
-gradients stay with the whole. Hooks belong on the core's modules (`model.lm`), which are what runs.
+gradients stay with the whole. Hooks belong on the core's modules (`model.lm`), which are what runs. All are
+saved and loaded under the original's names (shell.py).
 """
 
+from collections.abc import Iterator
 from operator import attrgetter
 from typing import Any, final
 
@@ -19,6 +21,17 @@ from torch.nn import functional as F
 
 from open_mythos.classic.cache import DictCache, Entries, name_of
 from open_mythos.classic.config import MythosConfig
+from open_mythos.classic.shell import Part
+from open_mythos.hub.original import (
+    Joint,
+    joints_of_block,
+    joints_of_experts,
+    joints_of_halting,
+    joints_of_injection,
+    joints_of_loop,
+    joints_of_lora,
+    joints_of_mixer,
+)
 from open_mythos.loop.adapt import DepthLoRA, LowRankAdaptation
 from open_mythos.loop.core import LoopCore
 from open_mythos.loop.halt import ACT, AdaptiveHalting
@@ -39,11 +52,13 @@ from open_mythos.shapes import CacheEntry, Hidden, PerToken
 RMSNorm = RootMeanSquareNorm
 Table = Complex[Tensor, "S half"]  # one unit phasor per position and pair of channels
 FIRST_LOOP = name_of(Place("loop"))
-HIDDEN = -1e4  # additive masks hide what they lower by more than this
+HIDDEN = -1e4  # additive masks hide what they lower by as much as this
 
 
 def precompute_rope_freqs(dim: int, max_len: int, theta: float = 500000.0) -> Table:
     """exp(i p theta^(-2k/dim)) for positions p below `max_len`; complex64, angles taken in float64."""
+    if not theta > 0:
+        raise ValueError(f"theta should be positive, got {theta}")
     rate = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = torch.outer(torch.arange(max_len, dtype=torch.float64), rate)
     return torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
@@ -61,16 +76,21 @@ def apply_rope(x: Float[Tensor, "B T H K"], freqs_cis: Table) -> Float[Tensor, "
 
 
 def loop_index_embedding(h: Hidden, loop_t: int, loop_dim: int, theta: float = 10000.0) -> Hidden:
-    """h + [sin | cos] of the loop index on its first `loop_dim` channels."""
+    """h + [sin | cos] of the loop index on its first `loop_dim` channels.
+
+    Raises `ValueError` if `h` has fewer.
+    """
+    if loop_dim > h.shape[-1]:
+        raise ValueError(f"loop_dim={loop_dim} is more than the {h.shape[-1]} channels of h")
     step = torch.tensor([loop_t], device=h.device)
     return h + step_sinusoid(step, loop_dim, h.shape[-1], theta).to(h.dtype)
 
 
 def _alias(weight: Float[Tensor, "O I"]) -> Projection:
-    """A map whose weight is these very numbers."""
+    """A map whose weight is this very parameter, or the part of one that `weight` is."""
     with torch.device("meta"):
         made = Projection(weight.shape[1], weight.shape[0])
-    made.weight = nn.Parameter(weight.detach())
+    made.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach())
     return made
 
 
@@ -101,13 +121,15 @@ class Expert(nn.Module):
         return y
 
 
-class MoEFFN(nn.Module):
+class MoEFFN(Part):
     """Routed experts, a few per token, and shared ones that are always on."""
 
     def __init__(self, cfg: MythosConfig, core: MixtureOfExperts | None = None) -> None:
-        super().__init__()
-        self.core = cfg.experts().build(cfg.dim) if core is None else core
+        super().__init__(core or cfg.experts().build(cfg.dim))
         self.n_experts, self.n_shared, self.topk = cfg.n_experts, cfg.n_shared_experts, cfg.n_experts_per_tok
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_experts("core.", "", self.core.config)
 
     @property
     def router(self) -> Projection:
@@ -117,22 +139,25 @@ class MoEFFN(nn.Module):
     @property
     def router_bias(self) -> Tensor:
         """Moves the choice of experts, not their weights; `core.rebalance` updates it in training."""
-        return self.core.bias
+        bias: Tensor = self.core.bias
+        return bias
+
+    @router_bias.setter
+    def router_bias(self, bias: Tensor) -> None:
+        self.core.bias.copy_(bias)
 
     @property
-    def routed_experts(self) -> list[Expert]:
-        return [
-            Expert.alias(gate_up, down)
-            for gate_up, down in zip(self.core.gate_up, self.core.down, strict=True)
-        ]
+    def routed_experts(self) -> nn.ModuleList:
+        pairs = zip(self.core.gate_up, self.core.down, strict=True)
+        return nn.ModuleList(Expert.alias(gate_up, down) for gate_up, down in pairs)
 
     @property
-    def shared_experts(self) -> list[Expert]:
+    def shared_experts(self) -> nn.ModuleList:
         if self.core.shared_gate_up is None or self.core.shared_down is None:
-            return []
+            return nn.ModuleList()
         pairs = self.core.shared_gate_up.weight.unflatten(0, (2, self.n_shared, -1)).transpose(0, 1)
         downs = self.core.shared_down.weight.chunk(self.n_shared, dim=1)
-        return [Expert.alias(pair, down) for pair, down in zip(pairs, downs, strict=True)]
+        return nn.ModuleList(Expert.alias(pair, down) for pair, down in zip(pairs, downs, strict=True))
 
     def forward(self, x: Hidden) -> Hidden:
         nowhere = Context(torch.zeros(x.shape[:2], dtype=torch.long, device=x.device))
@@ -140,18 +165,18 @@ class MoEFFN(nn.Module):
         return y
 
 
-class GQAttention(nn.Module):
+class GQAttention(Part):
     """Grouped-query attention; remembers {"k", "v"}."""
 
     wq, wk, wv, wo = (_inner(name) for name in ("q", "k", "v", "out"))
 
     def __init__(self, cfg: MythosConfig, core: GroupedAttention | None = None) -> None:
-        super().__init__()
-        self.core: Any = (
-            MythosConfig.of(cfg, attn_type="gqa").mixer().build(cfg.dim) if core is None else core
-        )
+        super().__init__(core or MythosConfig.of(cfg, attn_type="gqa").mixer().build(cfg.dim))
         self.n_heads, self.n_kv_heads = cfg.n_heads, cfg.n_kv_heads
         self.head_dim, self.groups = cfg.dim // cfg.n_heads, cfg.n_heads // cfg.n_kv_heads
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_mixer("core.", "", self.core.config)
 
     def forward(
         self,
@@ -165,7 +190,7 @@ class GQAttention(nn.Module):
         return y
 
 
-class MLAttention(nn.Module):
+class MLAttention(Part):
     """Multi-head latent attention; remembers {"c_kv", "k_rope"}.
 
     The latent is kept normalised, and one rotary key serves all heads. The original's `q_up_nope` and
@@ -177,13 +202,13 @@ class MLAttention(nn.Module):
     )
 
     def __init__(self, cfg: MythosConfig, core: LatentAttention | None = None) -> None:
-        super().__init__()
-        self.core: Any = (
-            MythosConfig.of(cfg, attn_type="mla").mixer().build(cfg.dim) if core is None else core
-        )
+        super().__init__(core or MythosConfig.of(cfg, attn_type="mla").mixer().build(cfg.dim))
         self.n_heads, self.kv_lora_rank, self.v_dim = cfg.n_heads, cfg.kv_lora_rank, cfg.v_head_dim
         self.qk_nope_dim, self.qk_rope_dim = cfg.qk_nope_head_dim, cfg.qk_rope_head_dim
         self.q_head_dim = self.qk_nope_dim + self.qk_rope_dim
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_mixer("core.", "", self.core.config)
 
     def forward(
         self,
@@ -197,15 +222,17 @@ class MLAttention(nn.Module):
         return y
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Part):
     """Pre-norm attention, then a dense feed-forward or, with `use_moe`, a mixture of experts."""
 
     attn_norm, ffn_norm = _inner("mixer_norm"), _inner("ffn_norm")
 
     def __init__(self, cfg: MythosConfig, use_moe: bool = False, core: PreNormBlock | None = None) -> None:
-        super().__init__()
+        super().__init__(core or cfg.block(use_moe).build(cfg.dim))
         self.cfg = cfg
-        self.core: Any = cfg.block(use_moe).build(cfg.dim) if core is None else core
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_block("core.", "", self.core.config)
 
     @property
     def attn(self) -> GQAttention | MLAttention:
@@ -217,7 +244,7 @@ class TransformerBlock(nn.Module):
         ffn = self.core.ffn
         if isinstance(ffn, MixtureOfExperts):
             return MoEFFN(self.cfg, ffn)
-        return Expert.alias(ffn.gate_up.weight, ffn.down.weight)
+        return Expert.alias(ffn.gate_up.weight, ffn.down.weight)  # its `down` is the block's own
 
     def forward(
         self,
@@ -231,14 +258,16 @@ class TransformerBlock(nn.Module):
         return y
 
 
-class LTIInjection(nn.Module):
+class LTIInjection(Part):
     """A h + B e + y, with A strictly inside (0, 1) at any parameter value."""
 
     log_A, log_dt, B = _inner("log_a"), _inner("log_dt"), _inner("b")  # noqa: N815 (the original's names)
 
     def __init__(self, dim: int, core: LTIUpdate | None = None) -> None:
-        super().__init__()
-        self.core = LTI().build(dim) if core is None else core
+        super().__init__(core or LTI().build(dim))
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_injection("core.", "")
 
     def get_A(self) -> Float[Tensor, "D"]:  # noqa: N802 (the original's name)
         """The diagonal of A, float32."""
@@ -249,36 +278,50 @@ class LTIInjection(nn.Module):
         return y
 
 
-class ACTHalting(nn.Module):
+class ACTHalting(Part):
     """The probability of halting, per token, float32."""
 
     halt = _inner("score")
 
     def __init__(self, dim: int, core: AdaptiveHalting | None = None) -> None:
-        super().__init__()
-        self.core = ACT().build(dim) if core is None else core
+        super().__init__(core or ACT().build(dim))
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_halting("core.", "")
 
     def forward(self, h: Hidden) -> PerToken:
         return self.core.share(h)
 
 
-class LoRAAdapter(nn.Module):
+class LoRAAdapter(Part):
     """delta(x, t) = (down(x) * scale[t]) B; loops past the last scale go on with that one."""
 
     down = _inner("down")
 
     def __init__(self, dim: int, rank: int, max_loops: int, core: LowRankAdaptation | None = None) -> None:
-        super().__init__()
-        self.core = DepthLoRA(rank=rank, steps=max_loops).build(dim) if core is None else core
+        super().__init__(core or DepthLoRA(rank=rank, steps=max_loops).build(dim))
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_lora("core.", "")
 
     @property
     def B(self) -> Tensor:  # noqa: N802 (the original's name)
-        return self.core.up.weight.T
+        weight: Tensor = self.core.up.weight
+        return weight.T
+
+    @B.setter
+    def B(self, weight: Tensor) -> None:  # noqa: N802
+        with torch.no_grad():
+            self.core.up.weight.copy_(weight.T)
 
     @property
     def scale(self) -> nn.Embedding:
         """A row per loop."""
-        return nn.Embedding.from_pretrained(self.core.scale.detach(), freeze=False)
+        rows: nn.Parameter = self.core.scale
+        with torch.device("meta"):
+            table = nn.Embedding(rows.shape[0], rows.shape[1])
+        table.weight = rows
+        return table
 
     def forward(self, x: Float[Tensor, "... D"], loop_t: int) -> Float[Tensor, "... D"]:
         """Raises `IndexError` for a negative loop."""
@@ -288,15 +331,17 @@ class LoRAAdapter(nn.Module):
         return self.core.delta(rows, torch.tensor([loop_t], device=x.device)).view(x.shape)
 
 
-class RecurrentBlock(nn.Module):
+class RecurrentBlock(Part):
     """One block, looped: h = A h + B e + block(norm(mark(h) + e)), with halting."""
 
     norm = _inner("inject.norm")
 
     def __init__(self, cfg: MythosConfig, core: LoopCore | None = None) -> None:
-        super().__init__()
+        super().__init__(core or cfg.loop().build(cfg.dim))
         self.cfg, self.loop_dim = cfg, cfg.dim // 8
-        self.core: Any = cfg.loop().build(cfg.dim) if core is None else core
+
+    def joints(self) -> Iterator[tuple[str, Joint]]:
+        return joints_of_loop("core.", "", self.core.config)
 
     @property
     def block(self) -> TransformerBlock:
@@ -400,7 +445,7 @@ def _visible(mask: Tensor | None, tokens: int, past: int, device: torch.device) 
     if mask is None:
         return torch.ones(shape, dtype=torch.bool, device=device)
     if mask.dtype != torch.bool:
-        if not bool(((mask == 0) | (mask < HIDDEN)).all()):
+        if not bool(((mask == 0) | (mask <= HIDDEN)).all()):
             raise ValueError(
                 "an additive mask should hold 0 where a token may look and -inf where it may not"
             )

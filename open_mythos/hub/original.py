@@ -13,7 +13,7 @@ Law: tests/numerics/test_original.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from open_mythos.loop.adapt import DepthLoRA
 from open_mythos.loop.core import Loop
 from open_mythos.loop.halt import ACT
 from open_mythos.model import Model
-from open_mythos.nn.attention import MLA
+from open_mythos.nn.attention import MLA, Mixer
 from open_mythos.nn.block import Block
 from open_mythos.nn.moe import MoE
 
@@ -36,6 +36,7 @@ LATENT = {
     f"{name}.weight": f"{name}.weight" for name in ("q_down", "q_norm", "kv_down", "kv_norm", "kv_up")
 } | {"out.weight": "wo.weight"}
 TABLES = ("freqs_cis", "freqs_cis_mla")
+WRAPPERS = ["module.", "_orig_mod.", "model."]  # of DataParallel, of a compiler, of a training script
 Weights = dict[str, Tensor]
 
 
@@ -47,34 +48,90 @@ class Joint(NamedTuple):
     split: Callable[[Tensor], list[Tensor]]
 
 
-def is_original(state: Mapping[str, object]) -> bool:
-    return "recurrent.norm.weight" in state
+class Joints(NamedTuple):
+    """Of a module: how each of its core's weights is made, and what of the original's it can do without."""
+
+    joints: dict[str, Joint]
+    idle: Callable[[str, Tensor], bool] = lambda name, weight: False
 
 
-def to_core(state: Mapping[str, Tensor], config: Model, strict: bool = True) -> Weights:
-    """The core's weights. Raises `ValueError` for misshapen ones, and for missing or unknown ones unless not
-    `strict`: then what is whole is returned, and what is unknown under its own name."""
-    joints = dict(_joints(config))
+def plain_weights(state: object) -> dict[str, Tensor]:
+    """Weights by the original's names, out of what people save: also a training script's checkpoint with its
+    weights under "model", and names that a wrapper put its own before.
+
+    Raises `ValueError` for what is no mapping of names to tensors.
+    """
+    if isinstance(state, Mapping) and isinstance(state.get("model"), Mapping):
+        state = state["model"]
+    if not isinstance(state, Mapping) or not all(isinstance(weight, Tensor) for weight in state.values()):
+        raise ValueError(
+            f"expected a mapping of names to tensors, as state_dict() gives it; got {_kinds(state)}"
+        )
+    weights: dict[str, Tensor] = dict(state)
+    for wrapper in WRAPPERS * 2:
+        if weights and all(name.startswith(wrapper) for name in weights):
+            weights = {name.removeprefix(wrapper): weight for name, weight in weights.items()}
+    return weights
+
+
+def to_core(state: Mapping[str, Tensor], config: Model) -> Weights:
+    """The core's weights. Raises `ValueError` for missing, unknown and misshapen ones."""
+    joints, idle = joints_of(config)
+    if "embed.weight" in state:  # the two are one tensor; the package loads the head's last, if it is there
+        tied = state.get("head.weight", state["embed.weight"])
+        state = {**state, "embed.weight": tied, "head.weight": tied}
     wanted = {name for joint in joints.values() for name in joint.names}
-    given = {name for name in state if name in wanted or not _is_idle(name, state[name], config)}
+    given = {name for name in state if name in wanted or not idle(name, state[name])}
     missing, unknown = sorted(wanted - given), sorted(given - wanted)
-    if missing and strict:
+    if missing:
         raise ValueError(
             f"these weights are missing: {_some(missing)}; is the config the one they were made with?"
         )
-    if unknown and strict:
+    if unknown:
         raise ValueError(f"this config has no place for {_some(unknown)}; is it the one they were made with?")
     _check_shapes(state, config)
-    there = {name: joint for name, joint in joints.items() if given.issuperset(joint.names)}
-    weights = {name: joint.join([state[part] for part in joint.names]) for name, joint in there.items()}
-    return weights | {name: state[name] for name in unknown}
+    return {name: joint.join([state[part] for part in joint.names]) for name, joint in joints.items()}
 
 
-def _is_idle(name: str, weight: Tensor, config: Model) -> bool:
-    """Whether nothing is lost without it: the rotary tables, an adapter of rank 0, and the weights of a
-    halting that the config does not use."""
+def joints_of(config: Model, prefix: str = "") -> Joints:
+    """A whole model's; `prefix` stands before its core's names."""
     no_act = config.loop is not None and not isinstance(config.loop.halt, ACT)
-    return name in TABLES or weight.numel() == 0 or (no_act and ".act." in name)
+
+    def idle(name: str, weight: Tensor) -> bool:
+        """Rotary tables, an adapter of rank 0, and the weights of a halting that the config does not use."""
+        return name in TABLES or weight.numel() == 0 or (no_act and ".act." in name)
+
+    return Joints({prefix + name: joint for name, joint in _joints(config)}, idle)
+
+
+def name_back(state: dict[str, Any], prefix: str, joints: Mapping[str, Joint]) -> None:
+    """In `state`, the core's weights under `prefix` become the original's."""
+    for mine, joint in joints.items():
+        state |= zip(
+            (prefix + name for name in joint.names), joint.split(state.pop(prefix + mine)), strict=True
+        )
+
+
+def adopt(state: dict[str, Any], prefix: str, wanted: Joints, held: Mapping[str, Tensor]) -> list[str]:
+    """In `state`, the original's weights under `prefix` become the core's; what one of these needs and is not
+    given stays as it is `held`. Returns complaints about shapes."""
+    complaints = []
+    for mine, joint in wanted.joints.items():
+        given = {name: state.pop(prefix + name) for name in joint.names if prefix + name in state}
+        if not given:
+            continue
+        whole = dict(zip(joint.names, joint.split(held[mine].detach()), strict=True))
+        misfits = [name for name, weight in given.items() if weight.shape != whole[name].shape]
+        complaints += [
+            f"{prefix}{name} has shape {tuple(given[name].shape)}, but here it is {tuple(whole[name].shape)}"
+            for name in misfits
+        ]
+        if not misfits:
+            state[prefix + mine] = joint.join([(whole | given)[name] for name in joint.names])
+    for name in [name for name in state if name.startswith(prefix)]:
+        if wanted.idle(name.removeprefix(prefix), state[name]):
+            del state[name]
+    return complaints
 
 
 def from_core(weights: Mapping[str, Tensor], config: Model) -> Weights:
@@ -104,43 +161,53 @@ def _joints(config: Model) -> Iterator[tuple[str, Joint]]:
     )
     for stage, blocks in (("prelude", config.prelude), ("coda", config.coda)):
         for i, block in enumerate(blocks):
-            yield from _block(f"{stage}.{i}.", f"{stage}.{i}.", block)
+            yield from joints_of_block(f"{stage}.{i}.", f"{stage}.{i}.", block)
     if config.loop is not None:
-        yield from _block("loop.layers.0.", "recurrent.block.", config.loop.layers[0])
-        yield from _loop(config.loop)
+        yield from joints_of_loop("loop.", "recurrent.", config.loop)
 
 
-def _loop(loop: Loop) -> Iterator[tuple[str, Joint]]:
-    yield from _same("loop.inject.", "recurrent.", {"norm.weight": "norm.weight"})
-    yield from _same("loop.update.", "recurrent.injection.", {"log_a": "log_A", "log_dt": "log_dt", "b": "B"})
+def joints_of_loop(to: str, of: str, loop: Loop) -> Iterator[tuple[str, Joint]]:
+    yield from joints_of_block(f"{to}layers.0.", f"{of}block.", loop.layers[0])
+    yield from _same(f"{to}inject.", of, {"norm.weight": "norm.weight"})
+    yield from joints_of_injection(f"{to}update.", f"{of}injection.")
     if isinstance(loop.halt, ACT):
-        yield from _same("loop.halt.score.", "recurrent.act.halt.", {"weight": "weight", "bias": "bias"})
+        yield from joints_of_halting(f"{to}halt.", f"{of}act.")
     if isinstance(loop.adapt, DepthLoRA):
-        names = {"down.weight": "down.weight", "scale": "scale.weight"}
-        yield from _same("loop.adapt.", "recurrent.lora.", names)
-        turned = Joint(["recurrent.lora.B"], lambda parts: parts[0].T.contiguous(), lambda whole: [whole.T])
-        yield "loop.adapt.up.weight", turned
+        yield from joints_of_lora(f"{to}adapt.", f"{of}lora.")
 
 
-def _block(to: str, of: str, block: Block) -> Iterator[tuple[str, Joint]]:
+def joints_of_injection(to: str, of: str) -> Iterator[tuple[str, Joint]]:
+    return _same(to, of, {"log_a": "log_A", "log_dt": "log_dt", "b": "B"})
+
+
+def joints_of_halting(to: str, of: str) -> Iterator[tuple[str, Joint]]:
+    return _same(f"{to}score.", f"{of}halt.", {"weight": "weight", "bias": "bias"})
+
+
+def joints_of_lora(to: str, of: str) -> Iterator[tuple[str, Joint]]:
+    yield from _same(to, of, {"down.weight": "down.weight", "scale": "scale.weight"})
+    yield f"{to}up.weight", Joint([f"{of}B"], lambda parts: parts[0].T.contiguous(), lambda whole: [whole.T])
+
+
+def joints_of_block(to: str, of: str, block: Block) -> Iterator[tuple[str, Joint]]:
     yield from _same(to, of, {"mixer_norm.weight": "attn_norm.weight", "ffn_norm.weight": "ffn_norm.weight"})
-    mixer, ffn = block.mixer, block.ffn
-    if isinstance(mixer, MLA):
-        yield from _same(f"{to}mixer.", f"{of}attn.", LATENT)
-        yield (
-            f"{to}mixer.q_up.weight",
-            _by_head([f"{of}attn.q_up_nope.weight", f"{of}attn.q_up_rope.weight"], mixer),
-        )
-    else:
-        yield from _same(f"{to}mixer.", f"{of}attn.", GROUPED)
-    if isinstance(ffn, MoE):
-        yield from _experts(f"{to}ffn.", f"{of}ffn.", ffn)
+    yield from joints_of_mixer(f"{to}mixer.", f"{of}attn.", block.mixer)
+    if isinstance(block.ffn, MoE):
+        yield from joints_of_experts(f"{to}ffn.", f"{of}ffn.", block.ffn)
     else:
         yield f"{to}ffn.gate_up.weight", _stacked([f"{of}ffn.gate.weight", f"{of}ffn.up.weight"])
         yield from _same(f"{to}ffn.", f"{of}ffn.", {"down.weight": "down.weight"})
 
 
-def _experts(to: str, of: str, moe: MoE) -> Iterator[tuple[str, Joint]]:
+def joints_of_mixer(to: str, of: str, mixer: Mixer) -> Iterator[tuple[str, Joint]]:
+    if isinstance(mixer, MLA):
+        yield from _same(to, of, LATENT)
+        yield f"{to}q_up.weight", _by_head([f"{of}q_up_nope.weight", f"{of}q_up_rope.weight"], mixer)
+    else:
+        yield from _same(to, of, GROUPED)
+
+
+def joints_of_experts(to: str, of: str, moe: MoE) -> Iterator[tuple[str, Joint]]:
     def names(kind: str, count: int, *parts: str) -> list[str]:
         return [f"{of}{kind}_experts.{n}.{part}.weight" for n in range(count) for part in parts]
 
@@ -194,6 +261,13 @@ def _check_shapes(state: Mapping[str, Tensor], config: Model) -> None:
             raise ValueError(
                 f"{name} has shape {tuple(state[name].shape)}, but this config makes it {tuple(like.shape)}"
             )
+
+
+def _kinds(state: object) -> str:
+    if not isinstance(state, Mapping):
+        return type(state).__name__
+    odd = next(name for name, weight in state.items() if not isinstance(weight, Tensor))
+    return f"{type(state[odd]).__name__} under {odd!r}"
 
 
 def _some(names: list[str]) -> str:

@@ -314,13 +314,24 @@ def whole(given: Numbers) -> tuple[int, ...]:
 
 
 def _as_lists(prompts: Prompts, mask: Int[Tensor, "B T"] | None) -> list[list[int]]:
-    """Plain lists without padding."""
+    """Plain lists without padding. Raises `ValueError` for what is no batch of prompts."""
+    if isinstance(prompts, Tensor) and (prompts.ndim != 2 or prompts.dtype not in (torch.int32, torch.int64)):
+        raise ValueError(
+            f"prompts should be int64 or int32 of shape (B, T), got {prompts.dtype} {tuple(prompts.shape)}"
+        )
     if mask is not None:
         if not isinstance(prompts, Tensor) or mask.shape != prompts.shape:
             raise ValueError(f"a mask goes with prompts in a tensor of its own shape, {tuple(mask.shape)}")
         kept = mask.bool().cpu()
         return [row[real].tolist() for row, real in zip(prompts.cpu(), kept, strict=True)]
-    return prompts.tolist() if isinstance(prompts, Tensor) else [list(prompt) for prompt in prompts]
+    if isinstance(prompts, Tensor):
+        return prompts.tolist()
+    try:
+        return [[index(token) for token in prompt] for prompt in prompts]
+    except TypeError as error:
+        raise ValueError(
+            f"prompts should be lists of token ids, one per prompt; a tokenizer makes them of text: {error}"
+        ) from error
 
 
 def _depths(model: LoopedLM, loops: Numbers | None, rows: int) -> list[int] | None:

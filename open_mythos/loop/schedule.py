@@ -17,7 +17,8 @@ caller hands it in, so the same call gives the same answer on every rank, on rec
 """
 
 import math
-from typing import Literal, NamedTuple
+from operator import index
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator
@@ -30,7 +31,8 @@ Per = Literal["batch", "sequence"]
 class Plan(NamedTuple):
     """`steps` turns of the loop, of which the last `grad` carry gradient (all, if none is said).
 
-    Each is one number for the whole batch or a number per sequence, known on the host.
+    Each is one number for the whole batch or a number per sequence, known on the host; whole ones of
+    Python's, numpy's or torch's kind.
     """
 
     steps: int | tuple[int, ...]
@@ -39,28 +41,42 @@ class Plan(NamedTuple):
     def split(self, batch: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Per sequence, the steps without gradient and the steps after them with it.
 
-        Raises `ValueError` if a depth is below one or the numbers do not fit the batch.
+        Raises `ValueError` if a depth is below one, steps with gradient are below zero, or the numbers are
+        not whole or do not fit the batch.
         """
         steps = _each(self.steps, batch)
         if min(steps) < 1:
             raise ValueError(f"a loop takes at least one step, got {min(steps)}")
         grad = steps if self.grad is None else _each(self.grad, batch)
+        if min(grad) < 0:
+            raise ValueError(f"no fewer than 0 steps can carry gradient, got grad={min(grad)}")
         frozen = tuple(max(s - g, 0) for s, g in zip(steps, grad, strict=True))
         return frozen, tuple(s - f for s, f in zip(steps, frozen, strict=True))
 
     @property
     def mean(self) -> float:
-        return self.steps if isinstance(self.steps, int) else sum(self.steps) / len(self.steps)
+        steps = _whole(self.steps)
+        return steps if isinstance(steps, int) else sum(steps) / len(steps)
 
 
 def _each(value: int | tuple[int, ...], batch: int) -> tuple[int, ...]:
-    if isinstance(value, int):
-        return (value,) * batch
-    if not isinstance(value, tuple | list):
-        raise ValueError(f"a depth is a whole number, or one per sequence, got {value!r}")
-    if len(value) != batch:
-        raise ValueError(f"the plan is for {len(value)} sequences, the batch has {batch}")
-    return tuple(value)
+    numbers = _whole(value)
+    if isinstance(numbers, int):
+        return (numbers,) * batch
+    if len(numbers) != batch:
+        raise ValueError(f"the plan is for {len(numbers)} sequences, the batch has {batch}")
+    return numbers
+
+
+def _whole(value: Any) -> int | tuple[int, ...]:
+    try:
+        return index(value)
+    except TypeError:
+        pass
+    try:
+        return tuple(index(number) for number in value)
+    except TypeError:
+        raise ValueError(f"a depth is a whole number, or one per sequence, got {value!r}") from None
 
 
 def seeded(step: int, rank: int = 0) -> Generator:
@@ -116,6 +132,11 @@ class Poisson(Config):
 
     def __post_init__(self) -> None:
         _check(self.mean, self.grad)
+        _check_bounds(self.least, self.most)
+        if self.on_top and self.grad is None:
+            raise ValueError(
+                "on_top puts the steps with gradient behind the others, so grad must say how many"
+            )
 
     @property
     def mean_steps(self) -> int:
@@ -140,6 +161,7 @@ class LogNormalPoisson(Config):
 
     def __post_init__(self) -> None:
         _check(self.mean, self.grad)
+        _check_bounds(1, self.most)
 
     @property
     def mean_steps(self) -> int:
@@ -184,7 +206,7 @@ class Ramp(Config):
             return self.of.replace(mean=float(whole), grad=grad).draw(rng, batch)
         plan = self.of.draw(rng, batch)
         steps = tuple(max(1, round(mean / self.mean_steps * s)) for s in _each(plan.steps, batch))
-        return Plan(steps[0] if isinstance(plan.steps, int) else steps, self.of.grad)
+        return Plan(steps[0] if isinstance(plan.steps, int) else steps, plan.grad)
 
 
 def _plan(steps: torch.Tensor, grad: int | None, per: Per) -> Plan:
@@ -201,6 +223,11 @@ def _check(steps: float, grad: int | None) -> None:
         raise ValueError(f"a loop takes at least one step, got {steps}")
     if grad is not None and grad < 1:
         raise ValueError(f"at least one step must carry gradient, got grad={grad}")
+
+
+def _check_bounds(least: int, most: int | None) -> None:
+    if least < 1 or (most is not None and most < least):
+        raise ValueError(f"depths lie between least >= 1 and most >= least, got {least} and {most}")
 
 
 Schedule = Fixed | Uniform | Poisson | LogNormalPoisson | Ramp

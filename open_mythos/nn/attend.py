@@ -55,8 +55,8 @@ def attend_latents(q: Queries, held: Keys, rank: int, sight: Sight, scale: float
     if not once or not few or held.shape[2] * held.shape[3] < LONG:
         return attend(q, held, held[..., :rank], sight, scale)
     mask = sight.mask
-    if mask is not None:  # B 1 T S, for every head
-        mask = mask[:, :, None].expand(-1, -1, q.shape[1], -1, -1).flatten(2, 3)
+    if mask is not None:  # B 1 T S, for every head, or B H T S
+        mask = mask.expand(-1, q.shape[1], -1, -1).flatten(1, 2)[:, None]
     rows = q.flatten(1, 2)[:, None]  # B 1 HT W
     mixed = F.scaled_dot_product_attention(rows, held, held, attn_mask=mask, scale=scale)
     return mixed[..., :rank].view(*q.shape[:3], rank)
@@ -80,7 +80,8 @@ def _plain_products(q: Queries, k: Keys, v: Values, mask: Mask | None, scale: fl
     scores = _scores(rows, k.flatten(0, 1), scale)  # BG H/G*T S
     if mask is not None:
         by_head = scores.view(batch, groups, -1, asked, k.shape[2])
-        scores = by_head.masked_fill(~mask[:, :, None], -torch.inf).flatten(0, 1).flatten(1, 2)
+        seen = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (groups, -1))
+        scores = by_head.masked_fill(~seen, -torch.inf).flatten(0, 1).flatten(1, 2)
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
     return torch.bmm(weights, v.flatten(0, 1)).view(batch, -1, asked, v.shape[-1])
 

@@ -100,7 +100,7 @@ class _RMSNorm(torch.autograd.Function):
         normed = x * scale
         weighed = grad * weight.to(grad.dtype)
         shared = torch.linalg.vecdot(weighed, normed).unsqueeze(-1) / x.shape[-1]
-        told = (grad * normed).flatten(0, -2)
+        told = (grad * normed).reshape(-1, x.shape[-1])
         grad_weight = told.sum(0, dtype=at_least_float32(told)).to(weight.dtype)
         return torch.addcmul(weighed, normed, shared, value=-1).mul_(scale), grad_weight, None
 

@@ -35,8 +35,6 @@ def load_run(folder: Path, step: int | None = None) -> tuple[LoopedLM, Tokenizer
         raise ValueError(
             f"the checkpoint of {folder} is not of the model in its config.json: {first}"
         ) from error
-    if recipe.model.tied:
-        model.head.weight = model.embed.weight
     return model.eval(), load_folder(folder / "tokenizer")
 
 

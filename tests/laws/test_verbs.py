@@ -71,5 +71,5 @@ def test_bad_input_is_told_so(tokens: Tensor, says: str) -> None:
 def test_tokens_are_whole_numbers_in_rows() -> None:
     model = EVERY["parcae"].build()
     for tokens, got in ((torch.zeros(3, dtype=torch.long), "int64"), (torch.zeros(1, 2), "float32")):
-        with pytest.raises(ValueError, match=rf"whole numbers of shape \(B, T\), got torch.{got}"):
+        with pytest.raises(ValueError, match=rf"int64 or int32 of shape \(B, T\), got torch.{got}"):
             model.check(tokens)

@@ -116,7 +116,8 @@ class TestForward:
             (torch.tensor([[3, 53]]), "token 53 is outside the vocabulary of 0 to 52"),
             (torch.tensor([[-1]]), "token -1 is outside"),
             (torch.tensor([3, 4]), r"shape \(B, T\), got torch.int64 \(2,\)"),
-            (torch.zeros(1, 3), "whole numbers"),
+            (torch.zeros(1, 3), "int64 or int32"),
+            (torch.ones(1, 3, dtype=torch.bool), "int64 or int32"),
         ],
     )
     def test_input_that_means_nothing(self, model, ids, sentence):
@@ -303,6 +304,53 @@ def core_act(middle):
     return torch.nn.functional.silu(gate) * up
 
 
+class TestWindows:
+    """What a model shows of its core."""
+
+    def test_a_module_put_in_its_place_is_refused(self, model):
+        for part, name in (
+            (model, "head"),
+            (model, "prelude"),
+            (model.recurrent, "act"),
+            (model.recurrent, "norm"),
+        ):
+            with pytest.raises(AttributeError, match=f"{name} shows a part of the core; replace it there"):
+                setattr(part, name, torch.nn.Identity())
+
+    def test_weights_are_the_model_s_own(self, model, ids):
+        """Written, frozen and given a gradient through the window where they are not a part of a stack."""
+        moe, lora = model.recurrent.block.ffn, model.recurrent.lora
+        moe.router_bias += 0.5
+        moe.router_bias = moe.router_bias + 0.25
+        assert torch.equal(model.lm.loop.layers[0].ffn.bias, torch.full((6,), 0.75))
+        lora.B = torch.nn.Parameter(torch.ones_like(lora.B))
+        assert torch.equal(model.lm.loop.adapt.up.weight, torch.ones_like(lora.B.T))
+        model.prelude[0].requires_grad_(False)
+        model.recurrent.block.ffn.router.requires_grad_(False)
+        model(ids).sum().backward()
+        assert model.lm.loop.layers[0].ffn.router.grad is None
+        assert model.lm.prelude[0].ffn.down.weight.grad is None
+        assert model.recurrent.lora.scale.weight.grad is not None
+        assert len(list(model.coda.parameters())) == len(list(model.lm.coda.parameters()))
+        assert not model.recurrent.training
+        assert not model.coda[0].training
+
+    def test_tables_for_the_layers(self, model):
+        whole = main.precompute_rope_freqs(8, 32, model.cfg.rope_theta)
+        table = model.freqs_cis_mla if model.cfg.attn_type == "mla" else model.freqs_cis
+        assert table.shape[0] == model.cfg.max_seq_len
+        assert table.dtype == whole.dtype
+
+    def test_a_config_may_be_anything_with_its_fields(self, model):
+        from types import SimpleNamespace
+
+        assert OpenMythos(SimpleNamespace(**vars(model.cfg))).cfg == model.cfg
+        with pytest.raises(
+            TypeError, match="expected a MythosConfig or a mapping of its fields, got NoneType"
+        ):
+            OpenMythos(None)
+
+
 class TestWeights:
     def test_the_names_are_the_original_s(self, model):
         names = model.to_original().keys()
@@ -317,12 +365,59 @@ class TestWeights:
 
     def test_a_part_may_be_loaded(self, model):
         part = {name: weight for name, weight in model.to_original().items() if "coda" not in name}
-        with pytest.raises(ValueError, match="these weights are missing: coda"):
+        with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"lm.coda"):
             model.load_state_dict(part)
         found = model.load_state_dict(part | {"surprise": torch.zeros(1)}, strict=False)
         assert found.missing_keys
         assert all("coda" in name for name in found.missing_keys)
-        assert found.unexpected_keys == ["lm.surprise"]
+        assert found.unexpected_keys == ["surprise"]
+
+    def test_any_part_of_the_original_s_may_be_loaded(self, model):
+        """One map of one expert, gate without up, half of a query map: nothing is dropped unsaid."""
+        whole = model.to_original()
+        for name, weight in whole.items():
+            if name in ("freqs_cis", "freqs_cis_mla", "embed.weight", "head.weight"):
+                continue
+            found = model.load_state_dict({name: weight + 1}, strict=False)
+            assert not found.unexpected_keys
+            now = model.to_original()
+            assert [key for key in whole if not torch.equal(now[key], whole[key])] == [name]
+            model.load_state_dict(whole)
+        model.load_state_dict({"embed.weight": whole["embed.weight"] + 1}, strict=False)
+        assert torch.equal(model.head.weight, whole["embed.weight"] + 1)
+        model.load_state_dict(whole)
+
+    def test_parts_speak_the_original_s_names(self, model):
+        """Saved from one and loaded into another: windows on a model, a model inside another module."""
+        other, whole = OpenMythos(model.cfg), model.to_original()
+        other.recurrent.load_state_dict(model.recurrent.state_dict())
+        for mine, theirs in zip(other.prelude, model.prelude, strict=True):
+            mine.load_state_dict(theirs.state_dict())
+        for name, weight in other.to_original().items():
+            if name.startswith(("recurrent.", "prelude.")):
+                assert torch.equal(weight, whole[name])
+        assert {"attn.wo.weight", "ffn.down.weight"} <= model.prelude[0].state_dict().keys()
+        assert {"lora.B", "act.halt.bias", "injection.log_A"} <= model.recurrent.state_dict().keys()
+        outer = torch.nn.ModuleDict({"inside": OpenMythos(model.cfg)})
+        outer.load_state_dict({f"inside.{name}": weight for name, weight in whole.items()})
+        assert all(torch.equal(part, whole[name]) for name, part in outer["inside"].to_original().items())
+        with pytest.raises(RuntimeError, match=r"norm.weight has shape \(7,\), but here it is \(32,\)"):
+            model.recurrent.load_state_dict({"norm.weight": torch.zeros(7)}, strict=False)
+
+    def test_what_a_training_script_saved(self, model, ids):
+        """Its weights under "model", a wrapper's prefix before every name, the tied head left out."""
+        weights = model.to_original()
+        wrapped = {f"_orig_mod.module.{name}": weight for name, weight in weights.items()}
+        headless = {name: weight for name, weight in weights.items() if name != "head.weight"}
+        for state in ({"step": 3, "model": weights, "cfg": model.cfg}, wrapped, headless):
+            again = OpenMythos.from_original(state, model.cfg, released=False).eval()
+            assert torch.equal(again(ids), model(ids))
+        other = weights | {"head.weight": weights["head.weight"] + 1}
+        again = OpenMythos.from_original(other, model.cfg, released=False)
+        assert torch.equal(again.embed.weight, other["head.weight"])
+        for state in ("theirs.pt", {"embed.weight": [1.0]}):
+            with pytest.raises(ValueError, match="expected a mapping of names to tensors"):
+                OpenMythos.from_original(state, model.cfg)
 
     def test_an_adapter_of_rank_zero_is_nothing(self, ids):
         plain = OpenMythos(config(lora_rank=0))
