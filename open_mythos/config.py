@@ -13,6 +13,7 @@ what was given and what would have worked. Law: tests/laws/test_config.py.
 
 import difflib
 import json
+import math
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
@@ -96,6 +97,8 @@ def _typed(hint: Any, value: Any, name: str) -> Any:
         if not tuples:
             raise ValueError(f"{name} should be {_spell(hint)}, got the list {value!r}")
         return tuple(_typed(tuples[0][0], item, f"{name}[{i}]") for i, item in enumerate(value))
+    if value == "none" and type(None) in variants and str not in variants:
+        return None
     if float in variants and type(value) is int:
         return float(value)
     if value in (named := _named(variants)) and str not in variants:
@@ -165,9 +168,15 @@ def _assign(node: Any, path: list[str], value: Any, whole: str) -> None:
 def parsed(text: str) -> Any:
     """The value that a user wrote: JSON, or else the text. Raises `ValueError` for NaN and infinities."""
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError:
         return text
+
+
+def _finite(number: str) -> float:
+    if math.isinf(float(number)):
+        _refuse(number)
+    return float(number)
 
 
 def _refuse(number: str) -> None:

@@ -31,6 +31,7 @@ from open_mythos.nn.moe import MixtureOfExperts
 from open_mythos.nn.ngram import NGrams
 from open_mythos.nn.norm import Norm, RMSNorm
 from open_mythos.nn.tally import Tally, Where
+from open_mythos.nn.transforms import transformed
 from open_mythos.shapes import Features, Hidden, Logits, PerSequence, Steps, Tokens
 
 
@@ -223,7 +224,7 @@ class LoopedLM(nn.Module):
             )
         if tokens.numel() == 0:
             raise ValueError(f"there are no tokens to read (shape {tuple(tokens.shape)}); give at least one")
-        if tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        if tokens.device.type == "cpu" and not torch.compiler.is_compiling() and not transformed():
             low, high = torch.stack(tokens.aminmax()).tolist()
             if low < 0 or high >= self.config.vocab:
                 bad = low if low < 0 else high

@@ -131,7 +131,7 @@ def stream(  # noqa: PLR0913 (all of them by name)
 
 
 def _emit(flight: "_Flight", ends: "_Ends", budget: int, at_once: int) -> Iterator[Emitted]:
-    training = flight.model.training
+    training = [(module, module.training) for module in flight.model.modules()]
     flight.model.eval()
     try:
         with torch.inference_mode():
@@ -148,7 +148,8 @@ def _emit(flight: "_Flight", ends: "_Ends", budget: int, at_once: int) -> Iterat
                 flight.keep(staying)
                 made = torch.cat([flight.advance() for _ in range(min(at_once, left))]).cpu()
     finally:
-        flight.model.train(training)
+        for module, mode in training:
+            module.training = mode
 
 
 def _read_off(

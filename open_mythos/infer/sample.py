@@ -75,7 +75,8 @@ def choose(
 def probabilities(logits: NextLogits, sampling: Sampling) -> NextLogits:
     """What is drawn from, once temperature and the three filters are applied."""
     # Subtracting the maximum first keeps a tiny temperature finite.
-    scaled = (logits - logits.amax(-1, keepdim=True)) / sampling.temperature
+    heat = max(sampling.temperature, torch.finfo(logits.dtype).tiny)
+    scaled = (logits - logits.amax(-1, keepdim=True)) / heat
     if sampling.top_k and sampling.top_k < scaled.shape[-1]:
         scaled = keep_likeliest(scaled, sampling.top_k)
     if sampling.top_p < 1:

@@ -41,6 +41,7 @@ from open_mythos.nn.cache import Span
 from open_mythos.nn.context import Context
 from open_mythos.nn.lend import First, Lender
 from open_mythos.nn.tally import Tally
+from open_mythos.nn.transforms import transformed
 from open_mythos.shapes import Hidden, PerSequence, Steps
 
 Watcher = Callable[[int, State], None]
@@ -155,7 +156,8 @@ class LoopCore(nn.Module):
             state = _where(frozen, moved, state)
             # Copies that autocast made without gradient must not be met again with it.
             torch.clear_autocast_cache()
-        if torch.is_grad_enabled():  # or the first step with gradient would be a graph of its own
+        # Or the first step with gradient would be a graph of its own. (Within torch.func nobody compiles.)
+        if torch.is_grad_enabled() and not transformed():
             state = state.but(h=_with_gradient(state.h), answer=_with_gradient(state.answer))
         return _Run(self, take, live, frozen, (0,) * len(live), notes).go(state, ctx, watch, judge)
 
@@ -223,8 +225,8 @@ class _Run:
         adaptive = judge is not None or not (
             isinstance(config.halt, Last) and isinstance(config.route, Everyone)
         )
-        # On the meta device nobody can tell who is done.
-        if torch.is_grad_enabled() or self.loop.lockstep or ctx.positions.is_meta:
+        # On the meta device, and within a transform of torch.func, nobody can tell who is done.
+        if torch.is_grad_enabled() or self.loop.lockstep or ctx.positions.is_meta or transformed():
             return False
         if not self.loop.route.may_leave:
             return False

@@ -57,7 +57,7 @@ class StateChange(Config):
         dtype = at_least_float32(after.h)
         moved = torch.linalg.vector_norm(after.h - before.h, dim=-1, dtype=dtype)
         change = moved / torch.linalg.vector_norm(after.h, dim=-1, dtype=dtype)
-        return _on_average(change, self.together)
+        return _on_average(change, after, self.together)
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
         return self.measure(before, after, readout, notes) < self.threshold
@@ -75,7 +75,7 @@ class StateTurn(Config):
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
     ) -> PerToken:
         turn = 1 - F.cosine_similarity(after.h.float(), before.h.float(), dim=-1)
-        return _on_average(turn, self.together)
+        return _on_average(turn, after, self.together)
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
         return self.measure(before, after, readout, notes) < self.threshold
@@ -98,7 +98,9 @@ class ReadoutChange(Config):
         return moved if self.entropy is None else moved.masked_fill(_entropy(new) >= self.entropy, torch.inf)
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
-        return _as_the_last(self.measure(before, after, readout, notes) < self.threshold, self.together)
+        return _as_the_last(
+            self.measure(before, after, readout, notes) < self.threshold, after, self.together
+        )
 
 
 class PeakChange(Config):
@@ -117,7 +119,9 @@ class PeakChange(Config):
         return _divergence(self._peaks(old), self._peaks(new))
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
-        return _as_the_last(self.measure(before, after, readout, notes) < self.threshold, self.together)
+        return _as_the_last(
+            self.measure(before, after, readout, notes) < self.threshold, after, self.together
+        )
 
     def _peaks(self, logs: Logits) -> Logits:
         p = logs.exp()
@@ -138,7 +142,9 @@ class EntropyChange(Config):
         return (_entropy(new) - _entropy(old)).abs()
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
-        return _as_the_last(self.measure(before, after, readout, notes) < self.threshold, self.together)
+        return _as_the_last(
+            self.measure(before, after, readout, notes) < self.threshold, after, self.together
+        )
 
 
 class SameToken(Config):
@@ -155,16 +161,16 @@ class SameToken(Config):
         if notes is None:
             raise ValueError("SameToken counts over several steps, so whoever asks it must hand it notes")
         top = readout(after).argmax(-1)
-        last, count = notes.read("top"), notes.read("count")
-        if last is None or count is None:
-            last, count = torch.full_like(top, -1), torch.zeros_like(top)
+        last, count = notes.read("top", torch.full_like(top, -1)), notes.read("count", torch.zeros_like(top))
+        assert last is not None
+        assert count is not None
         count = torch.where(top == last, count + 1, 0)
         notes.write("top", top)
         notes.write("count", count)
         return count.float()
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
-        return _as_the_last(self.measure(before, after, readout, notes) >= self.times, self.together)
+        return _as_the_last(self.measure(before, after, readout, notes) >= self.times, after, self.together)
 
 
 class Confidence(Config):
@@ -181,21 +187,30 @@ class Notes:
     """What a rule wrote down at its last check, for every token of a call, while rows and tokens leave."""
 
     def __init__(self, rows: int, tokens: int) -> None:
-        self.total, self.rows, self.tokens = rows, list(range(rows)), tokens
+        self.total, self.length = rows, tokens
+        self.rows, self.tokens = list(range(rows)), tokens
         self._written: dict[str, Tensor] = {}
+        self._of: dict[str, set[int]] = {}  # the rows for which it was
 
     def of(self, rows: Sequence[int], tokens: int) -> "Notes":
         """From now on of these rows of the call, and their first so many tokens."""
         self.rows, self.tokens = list(rows), tokens
         return self
 
-    def read(self, name: str) -> Tensor | None:
-        return self._written[name][self.rows, : self.tokens] if name in self._written else None
+    def read(self, name: str, default: Tensor | None = None) -> Tensor | None:
+        """What was written for these rows; `default` for those of which nothing was, or in place of all."""
+        known = [row in self._of.get(name, ()) for row in self.rows]
+        if default is None or not any(known):
+            return self._written[name][self.rows, : self.tokens] if all(known) else default
+        kept = self._written[name][self.rows, : self.tokens]
+        there = torch.tensor(known, device=kept.device).view(-1, *[1] * (kept.ndim - 1))
+        return torch.where(there, kept, default)
 
     def write(self, name: str, value: Tensor) -> None:
         if name not in self._written:
-            self._written[name] = value.new_zeros(self.total, *value.shape[1:])
+            self._written[name] = value.new_zeros(self.total, self.length, *value.shape[2:])
         self._written[name][self.rows, : self.tokens] = value.detach()
+        self._of.setdefault(name, set()).update(self.rows)
 
 
 def _successive(before: State, after: State, readout: Readout, notes: Notes | None) -> tuple[Logits, Logits]:
@@ -218,12 +233,22 @@ def _entropy(logs: Logits) -> PerToken:
     return -(logs.exp() * logs).sum(-1)
 
 
-def _on_average(quantity: PerToken, together: bool) -> PerToken:
-    return quantity.mean(1, keepdim=True).expand_as(quantity) if together else quantity
+def _on_average(quantity: PerToken, after: State, together: bool) -> PerToken:
+    """With `together`, its mean over a row's tokens. (Padding takes no step.)"""
+    if not together:
+        return quantity
+    real = after.taken > 0
+    total = torch.where(real, quantity, 0).sum(1, keepdim=True)
+    return (total / real.sum(1, keepdim=True)).expand_as(quantity)
 
 
-def _as_the_last(enough: Enough, together: bool) -> Enough:
-    return enough[:, -1:].expand_as(enough) if together else enough
+def _as_the_last(enough: Enough, after: State, together: bool) -> Enough:
+    """With `together`, what holds for the last of a row's tokens."""
+    if not together:
+        return enough
+    place = torch.arange(enough.shape[1], device=enough.device)
+    last = ((after.taken > 0) * place).argmax(1, keepdim=True)
+    return enough.gather(1, last).expand_as(enough)
 
 
 Exit = Steps | StateChange | StateTurn | ReadoutChange | PeakChange | EntropyChange | SameToken | Confidence

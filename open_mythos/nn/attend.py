@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from open_mythos.nn.blockwise import attend_blockwise
 from open_mythos.nn.context import Sight
+from open_mythos.nn.transforms import transformed
 from open_mythos.shapes import Keys, Mask, Mixed, Queries, Values
 
 FEW = 8  # queries per head up to which plain products are taken
@@ -32,6 +33,8 @@ def attend(
     k, v = k.to(q.dtype), v.to(q.dtype)  # under autocast, what a table or a norm added is float32
     if q.shape[2] <= FEW and not sight.causal and not dropout:
         return _plain_products(q, k, v, sight.mask, scale)
+    if transformed() and not dropout:  # the kernels know no forward-mode derivative
+        return _plain_products(q, k, v, _triangle(q) if sight.causal else sight.mask, scale)
     if sight.causal and not dropout and _blocks_are_faster(q):
         return attend_blockwise(q, k, v, scale)
     width = max(q.shape[-1], v.shape[-1])  # fused kernels want one width for keys and values
@@ -83,7 +86,14 @@ def _plain_products(q: Queries, k: Keys, v: Values, mask: Mask | None, scale: fl
         seen = mask[:, :, None] if mask.shape[1] == 1 else mask.unflatten(1, (groups, -1))
         scores = by_head.masked_fill(~seen, -torch.inf).flatten(0, 1).flatten(1, 2)
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    if mask is not None:  # who may look at nothing sees zero, as in the fused kernel
+        blind = ~seen.any(-1, keepdim=True).expand(*by_head.shape[:-1], 1)
+        weights = weights.masked_fill(blind.reshape(*weights.shape[:-1], 1), 0)
     return torch.bmm(weights, v.flatten(0, 1)).view(batch, -1, asked, v.shape[-1])
+
+
+def _triangle(q: Queries) -> Mask:
+    return torch.ones(1, 1, q.shape[2], q.shape[2], dtype=torch.bool, device=q.device).tril()
 
 
 def _scores(

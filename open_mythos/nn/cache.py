@@ -15,11 +15,15 @@ How much of the depth is kept is a policy of the cache:
     Ring         the last `slots` steps: step n lives in slot n mod slots (Geiping et al. 2025)
     Anchor       the first `steps` steps a slot each, all later ones share one more (Geiping et al. 2025)
 
-Whoever looks at a step that a token never took sees its latest step before that one, except under
+Whoever looks at a step that a token never took sees its latest step before that one (of a Ring, what that
+step's slot holds), except under
 
     Skip         the token is not seen at that step (what Huginn's code does unless told otherwise)
     Deepest      then all tokens are seen as their last step left them ("always-last" in Huginn's code)
     Folded       neighbouring layers share a slot (its "compress-r"): kept to compare, not to be used
+
+All but PerLoop show how far a token went, and tokens leave the loop early only without gradient and where
+nobody watches: so with them a call with gradient sees halting tokens otherwise than one without.
 Law: tests/laws/test_cache.py.
 """
 

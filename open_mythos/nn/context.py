@@ -21,6 +21,11 @@ from open_mythos.nn.lend import Lender
 from open_mythos.nn.tally import Tally
 from open_mythos.shapes import CacheEntry, Mask, Positions, Rows, Steps, Tokens
 
+DOCUMENTS_AND_CACHE = (
+    "a cache does not remember which document a token belongs to; give each document a row or a cache of its "
+    "own, and leave documents out"
+)
+
 
 class Sight(NamedTuple):
     """What queries may look at: the lower triangle (`causal`), `mask`, or with neither everything."""
@@ -113,10 +118,20 @@ class Context:
             end=self.end - cut if self.start is not None else self.end,
             tokens=None if self.tokens is None else self.tokens[rows, t],
             documents=None if self.documents is None else self.documents[rows, t],
-            mask=_cut_mask(self.mask, rows, length, len(self.positions)),
+            mask=self._cut_mask(rows, length),
             rows=None if self.cache is None else owners[rows],
             memo={},
         )
+
+    def _cut_mask(self, rows: Tensor, length: int | None) -> Mask | None:
+        if self.mask is None:
+            return None
+        mask = self.mask if len(self.mask) != len(self.positions) else self.mask[rows]
+        if length is None:
+            return mask
+        # What is looked at ends with the tokens that look, or else where the cache's longest row does.
+        cut = mask.shape[-2] - length if self._whole or self.start is not None else 0
+        return mask[:, :, :length, : mask.shape[-1] - cut]
 
     def extend(self, new: CacheEntry, part: int = 0) -> CacheEntry:
         """Remember `new` (B ... T W) and return all that is held there (B ... S W)."""
@@ -204,6 +219,8 @@ class Context:
             columns = there.positions[:, None, :]
             visible = (columns >= 0) & ((columns <= ask) if attention == "causal" else (ask >= 0))
         else:
+            if self.documents is not None:
+                raise ValueError(DOCUMENTS_AND_CACHE)
             columns = torch.arange(self.end, device=ask.device)
             visible = (columns <= ask.clamp_min(0)).expand(len(ask), -1, -1)
         if self._whole:  # Padding looks at itself: a row of no columns has no softmax.
@@ -218,10 +235,3 @@ class Context:
 def _version(weight: Tensor) -> int:
     """Changes whenever the weight does, where that is counted."""
     return 0 if torch.compiler.is_compiling() or weight.is_inference() else weight._version
-
-
-def _cut_mask(mask: Mask | None, rows: Tensor, length: int | None, batch: int) -> Mask | None:
-    if mask is None:
-        return None
-    mask = mask if len(mask) != batch else mask[rows]
-    return mask if length is None else mask[:, :, :length, : mask.shape[-1] - (mask.shape[-2] - length)]

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from open_mythos.nn.precision import at_least_float32
 from open_mythos.nn.product import linear
+from open_mythos.nn.transforms import transformed
 
 Rows = Float[Tensor, "M D"]
 GateUp = Float[Tensor, "E F2 D"]
@@ -33,8 +34,10 @@ def run_experts(
     x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
 ) -> Rows:
     """sum_j weights[i, j] * expert[chosen[i, j]](x[i]) for every row i."""
+    if transformed():
+        return _densely(x, gate_up, down, chosen, weights)
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        if len(x) <= FEW:
+        if 0 < len(x) <= FEW:
             return _few(x, gate_up, down, chosen, weights)
         if not _in_one_call(x, gate_up, chosen.numel(), EACH_FUSED):
             return _fused(x, gate_up, down, chosen, weights)
@@ -157,12 +160,34 @@ def _keep(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor]) -
     ctx.save_for_backward(*inputs, output[1])
 
 
-def _differentiate(ctx: Any, grad_y: Tensor, grad_middle: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    grads = grouped_swiglu_backward(grad_y.contiguous(), *ctx.saved_tensors)
-    return *grads, None
+def _differentiate(ctx: Any, grad_y: Tensor, grad_middle: Tensor) -> tuple[Tensor | None, ...]:
+    if torch.is_grad_enabled() and type(grad_y) is Tensor:  # the gradient is to be differentiated itself
+        *inputs, counts, _ = ctx.saved_tensors
+        # Views, or the gradient of the weights would run on into the steps that made x with them.
+        x, gate_up, down = parts = [whole.view_as(whole) for whole in inputs]
+        needed = [part for part in parts if part.requires_grad]
+        y = _plainly(x, gate_up, down, counts)
+        grads = iter(torch.autograd.grad(y, needed, grad_y, create_graph=True))
+        return *(next(grads) if part.requires_grad else None for part in parts), None
+    return *grouped_swiglu_backward(grad_y.contiguous(), *ctx.saved_tensors), None
 
 
 grouped_swiglu.register_autograd(_differentiate, setup_context=_keep)
+
+
+def _plainly(x: Rows, gate_up: GateUp, down: Down, counts: Int[Tensor, "E"]) -> Rows:
+    """`grouped_swiglu` in operations that autograd knows."""
+    said = [swiglu(x[rows] @ gate_up[e].mT) @ down[e].mT for e, rows in _slices(counts)]
+    return torch.cat(said) if said else torch.zeros_like(x) * x
+
+
+def _densely(
+    x: Rows, gate_up: GateUp, down: Down, chosen: Int[Tensor, "M k"], weights: Float[Tensor, "M k"]
+) -> Rows:
+    """Every expert on every row, looking at no number."""
+    share = torch.zeros_like(weights[:, :1]).expand(-1, len(gate_up)).scatter(1, chosen, weights)
+    gate, up = torch.einsum("md,efd->mef", x, gate_up).chunk(2, dim=-1)
+    return torch.einsum("mef,edf,me->md", F.silu(gate) * up, down, share)
 
 
 def _few(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from open_mythos.config import Config
-from open_mythos.nn.context import Context
+from open_mythos.nn.context import DOCUMENTS_AND_CACHE, Context
 from open_mythos.shapes import Hidden, Tokens
 
 NONE = -1  # before the first token
@@ -68,7 +68,7 @@ def previous(tokens: Tokens, ctx: Context, count: int) -> list[Tokens]:
 
 def hashed(grams: Int[Tensor, "N B T"], rows: int) -> Tokens:
     """One row number per n-gram, the same on every machine."""
-    mixed = torch.zeros_like(grams[0])
+    mixed = torch.zeros_like(grams[0], dtype=torch.int64)
     for tokens in grams:
         mixed = (mixed + tokens - NONE) * SPREAD + TURN  # in 64 bits, wrapping around
     return ((mixed >> 32) & 0x7FFF_FFFF) % rows  # the upper half is the well mixed one
@@ -89,6 +89,8 @@ def _in_batch(tokens: Tokens, ctx: Context, lag: int) -> Tokens:
 
 def _in_cache(held: Int[Tensor, "B S"], ctx: Context, lag: int) -> Tokens:
     """A token's column is its position."""
+    if ctx.documents is not None:
+        raise ValueError(DOCUMENTS_AND_CACHE)
     wanted = ctx.positions - lag
     there, column = wanted >= 0, wanted.clamp_min(0)
     if ctx.mask is not None:

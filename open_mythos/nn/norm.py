@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from open_mythos.config import Config
 from open_mythos.nn.precision import at_least_float32
+from open_mythos.nn.transforms import transformed
 
 Vectors = Float[Tensor, "... D"]
 
@@ -58,7 +59,7 @@ def rms_norm(x: Vectors, weight: Float[Tensor, "D"] | None, eps: float) -> Vecto
         dtype = at_least_float32(x)
         weight = None if weight is None else weight.to(dtype)
         return F.rms_norm(x.to(dtype), x.shape[-1:], weight, eps).to(x.dtype)
-    if weight is None or torch.compiler.is_compiling():
+    if weight is None or torch.compiler.is_compiling() or transformed():
         return plain_rms_norm(x, weight, eps)
     if torch.is_grad_enabled():
         return _RMSNorm.apply(x, weight, eps)

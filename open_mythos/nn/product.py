@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from open_mythos.nn.precision import at_least_float32, working_dtype
+from open_mythos.nn.transforms import transformed
 
 LARGE = 2**22  # multiplications from which oneDNN's start pays; to read the weight, one row waits like eight
 SMALL = 2**15  # elements of a weight from which one row is multiplied out
@@ -39,7 +40,7 @@ def linear(x: Rows, weight: Weight, bias: Bias | None = None) -> Out:
     large = max(rows, 8) * size >= LARGE
     alone = rows == 1 and size >= SMALL and not large and not torch.is_grad_enabled()
     fast = alone or (large and rows > 0 and _has_onednn())
-    if not fast or not _is_plain(x, weight):
+    if not fast or not _is_plain(x, weight) or transformed():
         return F.linear(x, weight, bias)
     if alone:
         return _multiplied_out(x, weight, bias)
@@ -70,10 +71,10 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad: Out) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad
-        rows = grad.flatten(0, -2)
+        rows = grad.reshape(-1, grad.shape[-1])
         return (
             linear(grad, weight.mT) if needs_x else None,
-            rows.mT @ x.flatten(0, -2) if needs_weight else None,
+            rows.mT @ x.reshape(-1, x.shape[-1]) if needs_weight else None,
             rows.sum(0) if needs_bias else None,
         )
 

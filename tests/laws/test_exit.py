@@ -6,7 +6,16 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from open_mythos.loop import halt
-from open_mythos.loop.exit import Confidence, ReadoutChange, StateChange, Steps
+from open_mythos.loop.exit import (
+    Confidence,
+    EntropyChange,
+    PeakChange,
+    ReadoutChange,
+    SameToken,
+    StateChange,
+    StateTurn,
+    Steps,
+)
 from open_mythos.loop.schedule import Plan
 from open_mythos.nn.attention import GQA
 from open_mythos.nn.block import PreNorm
@@ -166,6 +175,61 @@ def test_rows_of_any_depth_and_padding_think_as_they_would_alone(name, rule):
         alone, own = think(model, TOKENS[row, mine][None], Plan(depth), rule=rule)
         assert_close(logits[row, mine], own[0], atol=1e-4, rtol=1e-4)
         assert torch.equal(state.taken[row, mine], alone.taken[0])
+
+
+READERS = [
+    ReadoutChange(threshold=0.5, least=1),
+    EntropyChange(threshold=0.1, least=1),
+    PeakChange(threshold=0.1, least=1),
+    SameToken(times=1),
+]
+
+
+@pytest.mark.parametrize("name", ["huginn", "mythos-gqa-act", "recursions"])
+@pytest.mark.parametrize("rule", READERS, ids=str)
+def test_rows_without_frozen_steps_remember_nothing_of_others(name, rule):
+    """The rows of a plan with frozen steps for some only; tokens leave in the frozen phase."""
+    model = lively(LOOPED[name]).double()
+    with torch.enable_grad():
+        together = model(TOKENS, Plan((2, 6, 4), 2), exit=rule)
+        for row, depth in enumerate((2, 6, 4)):
+            alone = model(TOKENS[row : row + 1], Plan(depth, 2), exit=rule)
+            assert_close(together[row], alone[0], atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        ReadoutChange(threshold=0.3, least=1, together=True),
+        EntropyChange(threshold=0.5, least=1, together=True),
+        StateTurn(threshold=0.7, least=1, together=True),
+        StateChange(threshold=0.9, least=1, together=True),
+    ],
+    ids=str,
+)
+def test_padding_has_no_say_in_when_a_row_leaves_together(rule):
+    model, row = lively(LOOPED["huginn"]).double(), TOKENS[:1]
+    padded = torch.cat([row, torch.full((1, 9), 3)], dim=1)
+    real = torch.arange(16)[None] < 7
+    alone_state, alone = think(model, row, Plan(6), rule=rule)
+    state, logits = think(model, padded, Plan(6), Context.padded(padded, real.long()), rule)
+    assert torch.equal(state.taken[:, :7], alone_state.taken)
+    assert_close(logits[:, :7], alone, atol=1e-5, rtol=1e-5)
+    assert int(alone_state.taken.max()) < 6
+
+
+def test_a_mask_with_positions_a_cache_and_tokens_that_leave():
+    model, causal = lively(LOOPED["mythos-gqa-act"]), torch.ones(1, 1, 7, 7, dtype=torch.bool).tril()
+    places, rule = torch.arange(7).expand(3, -1), StateChange(threshold=0.8, least=1)
+    out = []
+    for mask in (None, causal[:, :, 3:]):
+        cache = KVCache(3, 7, LastExited())
+        model(TOKENS[:, :3], Plan(6), cache=cache)
+        ctx = Context.ragged(TOKENS[:, 3:], places[:, 3:], cache).but(mask=mask)
+        state, logits = think(model, TOKENS[:, 3:], Plan(6), ctx, rule)
+        out.append(logits)
+    assert_close(*out, atol=1e-5, rtol=1e-5)
+    assert int(state.taken[:, -1].min()) < 6
 
 
 def test_padding_does_not_keep_a_row_waiting():

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
+from open_mythos.nn.cache import KVCache
 from open_mythos.nn.context import Context
 from tests.zoo import EVERY, LOOPED, awake, close, gradients, words
 
@@ -80,6 +81,37 @@ def test_a_mask_can_only_hide(name: str) -> None:
     ctx = replace(Context.ragged(tokens, positions), mask=hidden)
     cut = Context.ragged(tokens[:, 3:], positions[:, 3:])
     close(model(tokens, ctx=ctx)[:, 3:], model(tokens[:, 3:], ctx=cut))
+
+
+@pytest.mark.parametrize("name", ["mythos-mla", "mythos-gqa-act", "ngrams"])
+def test_documents_and_a_filled_cache_are_refused(name: str) -> None:
+    model, tokens, cache = awake(EVERY[name]), words(1, 6), KVCache(1, 6)
+    apart = torch.tensor([[0, 0, 0, 1, 1, 1]])
+    with torch.no_grad():
+        whole = model(tokens, ctx=Context.counting(tokens).but(documents=apart))
+        read = model(tokens[:, :4], ctx=Context.counting(tokens[:, :4], 0, cache).but(documents=apart[:, :4]))
+        close(read, whole[:, :4])
+        with pytest.raises(ValueError, match="does not remember which document a token belongs to"):
+            model(tokens[:, 4:], ctx=Context.counting(tokens[:, 4:], 4, cache).but(documents=apart[:, 4:]))
+
+
+@pytest.mark.parametrize("name", ["mythos-mla", "mythos-gqa-act"])
+@pytest.mark.parametrize("length", [5, 12])
+def test_who_may_look_at_nothing_spoils_nobody(name: str, length: int) -> None:
+    """A mask may hide all columns from padding; few queries and many go different ways."""
+    model, tokens = awake(EVERY[name]), words(2, length)
+    mask = torch.ones(length, length, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    mask[0, :, :, :2] = False
+    logits = model(tokens, ctx=Context.counting(tokens).but(mask=mask))
+    assert logits.isfinite().all()
+    logits.sum().backward()
+    assert all(grad.isfinite().all() for grad in gradients(model).values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_tokens_of_either_width(name: str) -> None:
+    model, tokens = awake(EVERY[name]), words()
+    assert torch.equal(model(tokens.int()), model(tokens))
 
 
 @pytest.mark.parametrize("name", LOOPED)

@@ -92,6 +92,16 @@ def test_the_gradient_of_blocks_has_a_gradient(learned: str) -> None:
     close(*twice, 1e-4)
 
 
+@pytest.mark.parametrize("asked", [1, FEW, FEW + 1])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_heads_may_see_different_things(shape: tuple[int, ...], asked: int) -> None:
+    q, k, v = inputs(shape, asked, 13)
+    mask = torch.rand(1, q.shape[1], asked, 13) < 0.6
+    mask[..., 0] = True
+    look = Sight(mask=mask)
+    close(attend(q, k, v, look), attend_naively(q, k, v, look), 1e-6)
+
+
 @pytest.fixture
 def kernel(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many queries each call of the fused kernel had."""

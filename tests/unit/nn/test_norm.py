@@ -90,3 +90,13 @@ def test_the_gradient_has_a_gradient_where_a_part_is_frozen(frozen: str) -> None
         (pulled,) = torch.autograd.grad(y.pow(3).sum(), learned, create_graph=True)
         twice.append(torch.autograd.grad(pulled.square().sum(), learned)[0])
     torch.testing.assert_close(*twice)
+
+
+def test_a_single_vector() -> None:
+    x, weight = torch.randn(8, requires_grad=True), torch.randn(8, requires_grad=True)
+    for found, plain in zip(
+        torch.autograd.grad(rms_norm(x, weight, 1e-6).pow(3).sum(), (x, weight)),
+        torch.autograd.grad(plain_rms_norm(x, weight, 1e-6).pow(3).sum(), (x, weight)),
+        strict=True,
+    ):
+        close(found, plain, 1e-5)

@@ -135,3 +135,9 @@ def test_a_product_of_one_row_decided_beforehand(
     close(
         linear_alone(weight, bias if biased else None)(x), F.linear(x, weight, bias if biased else None), 1e-5
     )
+
+
+def test_a_single_vector_has_a_gradient() -> None:
+    x, weight = torch.randn(4096, requires_grad=True), torch.randn(1024, 4096, requires_grad=True)
+    theirs = torch.autograd.grad(F.linear(x, weight).sum(), (x, weight))
+    close(torch.autograd.grad(linear(x, weight).sum(), (x, weight)), theirs, 1e-4)
