@@ -442,6 +442,13 @@ MUTATIONS = [
         f"{LAWS}verbs.py -k loops",
     ),
     Mutation(
+        "exit: where tokens look ahead, none of a running row is dropped",
+        "loop/core.py",
+        'self.causal = all(isinstance(b.mixer, MLA) or b.mixer.attention == "causal" for b in config.layers)',
+        "self.causal = True",
+        f"{LAWS}exit.py -k look_ahead",
+    ),
+    Mutation(
         "cache: what is held is seen",
         "nn/attention.py",
         "return (k, v) if ctx.fresh else (held_k.to(k.dtype), held_v.to(v.dtype))",
@@ -628,6 +635,20 @@ MUTATIONS = [
         "loop/schedule.py",
         "math.log(self.mean) - self.sigma**2 / 2",
         "math.log(self.mean)",
+        "unit/loop/test_schedule.py",
+    ),
+    Mutation(
+        "schedule: a ramp rounds",
+        "loop/schedule.py",
+        "round(mean / self.mean_steps * s)",
+        "int(mean / self.mean_steps * s)",
+        "unit/loop/test_schedule.py",
+    ),
+    Mutation(
+        "schedule: a ramp keeps the gradient that was drawn",
+        "loop/schedule.py",
+        "else steps, plan.grad)",
+        "else steps, self.of.grad)",
         "unit/loop/test_schedule.py",
     ),
     Mutation(
