@@ -316,6 +316,13 @@ MUTATIONS = [
         f"{LAWS}halt.py",
     ),
     Mutation(
+        "halting: a sure gate spends no mass of a token that stays",
+        "loop/halt.py",
+        ".clamp_min(torch.finfo(torch.float32).tiny)",
+        "",
+        f"{LAWS}halt.py -k gate",
+    ),
+    Mutation(
         "halting: the mass is one",
         "loop/halt.py",
         "weight = torch.where(ends, state.left, torch.minimum(share, state.left))",
@@ -510,6 +517,34 @@ MUTATIONS = [
         "yield slice(head, head + together)",
         "yield slice(0, together)",
         "unit/nn/test_attend.py",
+    ),
+    Mutation(
+        "latent attention: dropout, though there is a cache",
+        "nn/attention.py",
+        "ctx.fresh or dropout or",
+        "ctx.fresh or",
+        "unit/nn/test_attention.py -k dropout",
+    ),
+    Mutation(
+        "memory of steps: past the last, the latest takes the last place",
+        "loop/recall.py",
+        "step.clamp_max(self.config.steps - 1)",
+        "(step % self.config.steps)",
+        "unit/loop/test_recall.py",
+    ),
+    Mutation(
+        "training: going back does not read the same batches again",
+        "train/fit.py",
+        "        state.loader.load_state_dict(seen)  # not the same batches again\n",
+        "",
+        "system/test_torture.py -k undone",
+    ),
+    Mutation(
+        "training: a loss that is not finite is no update",
+        "train/step.py",
+        "if math.isfinite(norm) and math.isfinite(float(sums.loss)):",
+        "if math.isfinite(norm):",
+        "unit/train/test_step.py",
     ),
     Mutation(
         "latent attention: absorbed is rebuilt",
