@@ -486,8 +486,8 @@ MUTATIONS = [
     Mutation(
         "attention: heads as queries keep each query's mask",
         "nn/attend.py",
-        "mask[:, :, None].expand(-1, -1, q.shape[1], -1, -1).flatten(2, 3)",
-        "mask[:, :, :, None].expand(-1, -1, -1, q.shape[1], -1).flatten(2, 3)",
+        "mask.expand(-1, q.shape[1], -1, -1).flatten(1, 2)",
+        "mask.expand(-1, q.shape[1], -1, -1).transpose(1, 2).flatten(1, 2)",
         "unit/nn/test_attend.py -k latents",
     ),
     Mutation(
