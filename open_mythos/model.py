@@ -3,7 +3,7 @@
     tokens --encode--> state --step--> state --step--> ... --decode--> features --head--> logits
               prelude           the loop                      coda
 
-Training, generation, the batching engine and the probes call these four and nothing else, so there is
+Training, generation and the probes call these four and nothing else, as a batching engine can, so there is
 one path through the network and one place to read it. Without a loop it is the fixed-depth baseline.
 """
 

@@ -316,6 +316,13 @@ MUTATIONS = [
         f"{LAWS}halt.py",
     ),
     Mutation(
+        "halting: a sure gate spends no mass of a token that stays",
+        "loop/halt.py",
+        ".clamp_min(torch.finfo(torch.float32).tiny)",
+        "",
+        f"{LAWS}halt.py -k gate",
+    ),
+    Mutation(
         "halting: the mass is one",
         "loop/halt.py",
         "weight = torch.where(ends, state.left, torch.minimum(share, state.left))",
@@ -442,6 +449,13 @@ MUTATIONS = [
         f"{LAWS}verbs.py -k loops",
     ),
     Mutation(
+        "exit: where tokens look ahead, none of a running row is dropped",
+        "loop/core.py",
+        'self.causal = all(isinstance(b.mixer, MLA) or b.mixer.attention == "causal" for b in config.layers)',
+        "self.causal = True",
+        f"{LAWS}exit.py -k look_ahead",
+    ),
+    Mutation(
         "cache: what is held is seen",
         "nn/attention.py",
         "return (k, v) if ctx.fresh else (held_k.to(k.dtype), held_v.to(v.dtype))",
@@ -503,6 +517,34 @@ MUTATIONS = [
         "yield slice(head, head + together)",
         "yield slice(0, together)",
         "unit/nn/test_attend.py",
+    ),
+    Mutation(
+        "latent attention: dropout, though there is a cache",
+        "nn/attention.py",
+        "ctx.fresh or dropout or",
+        "ctx.fresh or",
+        "unit/nn/test_attention.py -k dropout",
+    ),
+    Mutation(
+        "memory of steps: past the last, the latest takes the last place",
+        "loop/recall.py",
+        "step.clamp_max(self.config.steps - 1)",
+        "(step % self.config.steps)",
+        "unit/loop/test_recall.py",
+    ),
+    Mutation(
+        "training: going back does not read the same batches again",
+        "train/fit.py",
+        "        state.loader.load_state_dict(seen)  # not the same batches again\n",
+        "",
+        "system/test_torture.py -k undone",
+    ),
+    Mutation(
+        "training: a loss that is not finite is no update",
+        "train/step.py",
+        "if math.isfinite(norm) and math.isfinite(float(sums.loss)):",
+        "if math.isfinite(norm):",
+        "unit/train/test_step.py",
     ),
     Mutation(
         "latent attention: absorbed is rebuilt",
@@ -628,6 +670,20 @@ MUTATIONS = [
         "loop/schedule.py",
         "math.log(self.mean) - self.sigma**2 / 2",
         "math.log(self.mean)",
+        "unit/loop/test_schedule.py",
+    ),
+    Mutation(
+        "schedule: a ramp rounds",
+        "loop/schedule.py",
+        "round(mean / self.mean_steps * s)",
+        "int(mean / self.mean_steps * s)",
+        "unit/loop/test_schedule.py",
+    ),
+    Mutation(
+        "schedule: a ramp keeps the gradient that was drawn",
+        "loop/schedule.py",
+        "else steps, plan.grad)",
+        "else steps, self.of.grad)",
         "unit/loop/test_schedule.py",
     ),
     Mutation(

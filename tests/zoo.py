@@ -38,8 +38,15 @@ NEEDS: dict[str, dict[str, Any]] = {
 
 
 def every(union: object) -> list[Any]:
-    """A config of each member."""
-    return [kind(**NEEDS.get(kind.__name__, {})) for kind in get_args(union) if kind is not type(None)]
+    """A config of each member. Raises `TypeError` for one that needs more than NEEDS has."""
+    return [_toy(kind) for kind in get_args(union) if kind is not type(None)]
+
+
+def _toy(kind: Any) -> Any:
+    try:
+        return kind(**NEEDS.get(kind.__name__, {}))
+    except TypeError as error:
+        raise TypeError(f"{error}; give {kind.__name__}'s fields in NEEDS of tests/zoo.py") from None
 
 
 LINEARS = every(linear.Linear)

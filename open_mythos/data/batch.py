@@ -31,11 +31,6 @@ class Batch(NamedTuple):
         tokens, targets = (part.to(device, non_blocking=True) for part in (self.tokens, self.targets))
         return Batch(tokens, targets, documents)
 
-    def pin(self) -> "Batch":
-        """The same batch in page-locked memory (CUDA only)."""
-        documents = None if self.documents is None else self.documents.pin_memory()
-        return Batch(self.tokens.pin_memory(), self.targets.pin_memory(), documents)
-
 
 @runtime_checkable
 class Loader(Protocol):

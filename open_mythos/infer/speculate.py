@@ -50,16 +50,20 @@ def speculate(
     """
     ends, loops = frozenset(eos), model.steps if loops is None else loops
     _check(model, prompt, max_new_tokens, min(draft_loops, loops), lookahead, threshold)
-    read = _Reader(model.eval(), KVCache(1, len(prompt) + max_new_tokens))
-    new = [int(read(prompt, 0, loops)[-1].argmax())]
+    training = model.training
+    read = _Reader(model.eval(), KVCache(1, len(prompt) + max_new_tokens - 1))  # nobody reads the last one
     drafted = kept = calls = 0
-    while len(new) < max_new_tokens and not ends.intersection(new):
-        at = len(prompt) + len(new) - 1  # of the newest token, which nobody has read yet
-        drafts = _draft(read, new[-1], at, draft_loops, min(lookahead, max_new_tokens - len(new)))
-        passed = _verify(read([new[-1], *drafts[:-1]], at, loops), drafts, threshold)
-        agreed = len(passed) - (passed != drafts)
-        drafted, kept, calls = drafted + len(drafts), kept + agreed, calls + 1
-        new += passed
+    try:
+        new = [int(read(prompt, 0, loops)[-1].argmax())]
+        while len(new) < max_new_tokens and not ends.intersection(new):
+            at = len(prompt) + len(new) - 1  # of the newest token, which nobody has read yet
+            drafts = _draft(read, new[-1], at, draft_loops, min(lookahead, max_new_tokens - len(new)))
+            passed = _verify(read([new[-1], *drafts[:-1]], at, loops), drafts, threshold)
+            agreed = len(passed) - (passed != drafts)
+            drafted, kept, calls = drafted + len(drafts), kept + agreed, calls + 1
+            new += passed
+    finally:
+        model.train(training)
     stop = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
     return Speculated(new[:stop], drafted, kept, calls)
 
@@ -106,7 +110,7 @@ def _check(
             f"max_new_tokens, loops and lookahead are at least 1 and the threshold is in (0, 1], got "
             f"{budget}, {fewest}, {lookahead} and {threshold}"
         )
-    if len(prompt) + budget > model.config.context:
+    if len(prompt) + budget - 1 > model.config.context:  # the last new token is not read again
         raise ValueError(
             f"{len(prompt)} tokens and {budget} new ones do not fit the context of {model.config.context}"
         )

@@ -41,6 +41,9 @@ class Steps(Config):
     least: int = 1
     every: int = 1
 
+    def __post_init__(self) -> None:
+        _at_least_one(self, "steps")
+
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
         return after.taken >= self.steps
 
@@ -50,6 +53,9 @@ class StateChange(Config):
     least: int = 2
     every: int = 1
     together: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self)
 
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
@@ -71,6 +77,9 @@ class StateTurn(Config):
     every: int = 1
     together: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least_one(self)
+
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
     ) -> PerToken:
@@ -88,6 +97,9 @@ class ReadoutChange(Config):
     least: int = 2
     every: int = 1
     together: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self)
 
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
@@ -112,6 +124,9 @@ class PeakChange(Config):
     every: int = 1
     together: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least_one(self)
+
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
     ) -> PerToken:
@@ -135,6 +150,9 @@ class EntropyChange(Config):
     every: int = 1
     together: bool = False
 
+    def __post_init__(self) -> None:
+        _at_least_one(self)
+
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
     ) -> PerToken:
@@ -154,6 +172,9 @@ class SameToken(Config):
     least: int = 1
     every: int = 1
     together: bool = False
+
+    def __post_init__(self) -> None:
+        _at_least_one(self, "times")
 
     def measure(
         self, before: State, after: State, readout: Readout, notes: "Notes | None" = None
@@ -177,6 +198,9 @@ class Confidence(Config):
     entropy: float = 0.5  # nats
     least: int = 1
     every: int = 1
+
+    def __post_init__(self) -> None:
+        _at_least_one(self)
 
     def enough(self, before: State, after: State, readout: Readout, notes: "Notes | None" = None) -> Enough:
         return _entropy(readout(after).float().log_softmax(-1)) < self.entropy
@@ -211,6 +235,12 @@ class Notes:
             self._written[name] = value.new_zeros(self.total, self.length, *value.shape[2:])
         self._written[name][self.rows, : self.tokens] = value.detach()
         self._of.setdefault(name, set()).update(self.rows)
+
+
+def _at_least_one(rule: Config, *names: str) -> None:
+    for name in ("least", "every", *names):
+        if (value := getattr(rule, name)) < 1:
+            raise ValueError(f"{type(rule).__name__}.{name} must be at least 1, got {value}")
 
 
 def _successive(before: State, after: State, readout: Readout, notes: Notes | None) -> tuple[Logits, Logits]:

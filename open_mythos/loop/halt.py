@@ -55,6 +55,10 @@ class UniversalACT(Config):
     freeze: bool = False  # halted states stay (the paper's text) or go on being changed (the code)
     marked: bool = True  # the share is read off the state with its signals added (the code), or as it came
 
+    def __post_init__(self) -> None:
+        if not 0 < self.epsilon < 1:
+            raise ValueError(f"UniversalACT.epsilon lies in (0, 1), got {self.epsilon}")
+
     def build(self, dim: int) -> "UniversalHalting":
         return UniversalHalting(self, dim)
 

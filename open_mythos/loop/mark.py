@@ -47,6 +47,10 @@ class StepSinusoid(Config):
 class StepTable(Config):
     steps: int
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"StepTable.steps must be at least 1, got {self.steps}")
+
     def build(self, dim: int) -> "TableMark":
         return TableMark(self.steps, dim)
 
@@ -54,6 +58,10 @@ class StepTable(Config):
 class PositionStep(Config):
     steps: int | None = None  # rows of a learned table; none for a sinusoid
     base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"PositionStep.steps must be at least 1, got {self.steps}")
 
     def build(self, dim: int) -> "PositionStepMark":
         return PositionStepMark(self, dim)

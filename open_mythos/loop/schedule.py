@@ -59,7 +59,7 @@ class Plan(NamedTuple):
         return steps if isinstance(steps, int) else sum(steps) / len(steps)
 
 
-def _each(value: int | tuple[int, ...], batch: int) -> tuple[int, ...]:
+def _each(value: Any, batch: int) -> tuple[int, ...]:
     numbers = _whole(value)
     if isinstance(numbers, int):
         return (numbers,) * batch

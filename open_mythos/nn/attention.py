@@ -81,6 +81,8 @@ class GQA(Config):
         kv_heads = self.heads if self.kv_heads is None else self.kv_heads
         if self.heads < 1 or kv_heads < 1 or self.heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {kv_heads}")
+        if self.head_dim is not None and self.head_dim < 1:
+            raise ValueError(f"GQA.head_dim must be at least 1, got {self.head_dim}")
 
     def build(self, dim: int) -> "GroupedAttention":
         return GroupedAttention(self, dim)

@@ -40,6 +40,10 @@ class MLP(Config):
     dropout: float = 0.0
     linear: Linear = Plain()
 
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"MLP.width must be at least 1, got {self.width}")
+
     def build(self, dim: int) -> "FeedForward":
         return FeedForward(self, dim)
 

@@ -43,6 +43,10 @@ class MoE(Config):
             raise ValueError(f"MoE needs experts and width of at least 1, got {self.experts}, {self.width}")
         if not 1 <= self.chosen <= self.experts:
             raise ValueError(f"each token can choose 1 to {self.experts} experts, got chosen={self.chosen}")
+        if self.shared_width is not None and self.shared_width < 1:
+            raise ValueError(
+                f"MoE.shared_width must be at least 1, got {self.shared_width}; shared=0 for none"
+            )
 
     def build(self, dim: int) -> "MixtureOfExperts":
         return MixtureOfExperts(self, dim)

@@ -55,6 +55,10 @@ class Interpolated(Config):
 
     factor: float
 
+    def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise ValueError(f"Interpolated.factor must be above 0, got {self.factor}")
+
     def stretch(self, rates: Float[Tensor, "half"], base: float) -> Float[Tensor, "half"]:
         return rates / self.factor
 

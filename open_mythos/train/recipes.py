@@ -1,6 +1,6 @@
 """Recipes that have been run: each is one function, and its name is what `mythos train NAME` takes.
 
-demo    a small OpenMythos with everything in it, on the standard library's source, in minutes on two cores
+demo    a small OpenMythos, all of it but ACT, on the standard library's source, in minutes on two cores
 tiny    the same at toy size, for a look or a test
 """
 
@@ -26,7 +26,7 @@ from open_mythos.train.recipe import Recipe
 
 
 def small_mythos(dim: int, heads: int, vocab: int, mean: float = 4, grad: int | None = None) -> Model:
-    """The whole architecture at a small width, set up so that more loops than trained do no harm.
+    """The architecture but for ACT at a small width, set up so that more loops than trained do no harm.
 
     Against the original: depth is drawn at random, now and then a great one; the loop begins with noise and
     its answer is the last state (no ACT average, which ties a model to its trained depth), its input is

@@ -2,15 +2,21 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from open_mythos.config import Config
+from open_mythos.loop import exit  # noqa: A004
 from open_mythos.loop.core import Loop
-from open_mythos.loop.halt import ACT, Last
+from open_mythos.loop.halt import ACT, Last, UniversalACT
+from open_mythos.loop.mark import PositionStep, StepTable
 from open_mythos.model import Model
 from open_mythos.nn.attention import GQA, MLA
 from open_mythos.nn.block import PreNorm
+from open_mythos.nn.ffn import MLP
 from open_mythos.nn.moe import MoE
+from open_mythos.nn.rope import Interpolated
 from tests.zoo import EVERY, LOOPED, parts
 
 PARCAE = EVERY["parcae"]
@@ -122,8 +128,28 @@ def test_a_file_that_holds_no_config(tmp_path: Path) -> None:
             lambda: PreNorm.from_dict({"mixer": {"heads": 4}, "ffn": {"is": "MLP"}}),
             "cannot be None; it can be GQA",
         ),
+        (lambda: MoE(experts=4, chosen=2, width=8, shared_width=0), "MoE.shared_width must be .* got 0"),
+        (lambda: GQA(heads=4, head_dim=0), "GQA.head_dim must be at least 1, got 0"),
+        (lambda: GQA(heads=4, kv_heads=0), "multiple of kv_heads, got 4 and 0"),
+        (lambda: MLP(width=0), "MLP.width must be at least 1, got 0"),
+        (lambda: Interpolated(factor=0.0), "Interpolated.factor must be above 0, got 0.0"),
+        (lambda: StepTable(steps=0), "StepTable.steps must be at least 1, got 0"),
+        (lambda: PositionStep(steps=0), "PositionStep.steps must be at least 1, got 0"),
+        (lambda: UniversalACT(epsilon=0.0), r"UniversalACT.epsilon lies in \(0, 1\), got 0.0"),
+        (lambda: UniversalACT(epsilon=1.0), r"UniversalACT.epsilon lies in \(0, 1\), got 1.0"),
+        (lambda: exit.Steps(steps=0), "Steps.steps must be at least 1, got 0"),
+        (lambda: exit.SameToken(times=0), "SameToken.times must be at least 1, got 0"),
     ],
 )
 def test_impossible_choices(build: object, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         build()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rule", get_args(exit.Exit))
+@pytest.mark.parametrize("name", ["least", "every"])
+def test_exit_rules_take_at_least_one_step_and_count_in_steps(rule: type[Config], name: str) -> None:
+    needed = {"steps": 3} if rule is exit.Steps else {}
+    assert getattr(rule(**needed, **{name: 1}), name) == 1
+    with pytest.raises(ValueError, match=f"{rule.__name__}.{name} must be at least 1, got 0"):
+        rule(**needed, **{name: 0})

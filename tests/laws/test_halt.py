@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from open_mythos.loop.halt import ACT, Halting, UniversalACT
+from open_mythos.loop.halt import ACT, ExitGate, Halting, UniversalACT
 from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
 from open_mythos.nn.context import Context
@@ -51,6 +51,16 @@ def test_the_mass_is_one(rule: Halting) -> None:
     close(weights.sum(0), torch.ones(ROWS, LENGTH))
     if isinstance(rule, ACT):
         close(seen[-1].answer, sum(w[..., None] * h for w, h in zip(weights, states, strict=True)))
+
+
+def test_a_gate_however_sure_does_not_let_a_token_leave_before_its_threshold() -> None:
+    module = built(ExitGate(threshold=1.0))
+    with torch.no_grad():
+        module.score.bias.fill_(200.0)  # 1 - sigmoid is zero in float32
+    states = [torch.randn(ROWS, LENGTH, DIM) for _ in range(TURNS)]
+    *before, end = turns(module, states)
+    assert all((state.left > 0).all() for state in before)
+    assert torch.equal(end.answer, states[-1])
 
 
 @pytest.mark.parametrize("rule", every(Halting), ids=repr)

@@ -40,6 +40,22 @@ def test_it_stops_at_the_end_of_text() -> None:
     assert cut == whole[: whole.index(whole[5]) + 1]
 
 
+def test_it_leaves_the_model_in_the_mode_it_was_in() -> None:
+    model = lively(MODELS["huginn"])
+    for training in (True, False):
+        speculate(model.train(training), PROMPT, max_new_tokens=3, draft_loops=1)
+        assert model.training is training
+
+
+def test_the_last_token_needs_no_place_in_the_context() -> None:
+    model = lively(MODELS["huginn"].replace(context=9))
+    options = {"max_new_tokens": 6, "loops": 4}
+    want = generate(model, [PROMPT], **options)[0].tokens
+    assert speculate(model, PROMPT, draft_loops=2, **options).tokens == want
+    with pytest.raises(ValueError, match="4 tokens and 7 new ones do not fit the context of 9"):
+        speculate(model, PROMPT, max_new_tokens=7, loops=4, draft_loops=2)
+
+
 def test_bad_requests_are_told() -> None:
     with pytest.raises(ValueError, match="shallower self"):
         speculate(MODELS["fixed-depth"].build(), PROMPT, max_new_tokens=2, draft_loops=1)

@@ -123,13 +123,16 @@ def poison(at: int) -> Every:
 @pytest.mark.parametrize("at", [5, 6])
 def test_updates_that_are_not_finite_are_skipped_counted_and_undone(at: int, tmp_path: Path) -> None:
     """At 6 the infinite weights are in a checkpoint too, so it must go back further than to the last."""
-    state = toy.train(toy.recipe(tmp_path, steps=40, save_every=2), tmp_path / "run", [poison(at)])
+    recipe = toy.recipe(tmp_path, steps=40, save_every=2)
+    state = toy.train(recipe, tmp_path / "run", [poison(at)])
     rows = read_rows(tmp_path / "run" / "metrics.jsonl")
     skipped = [row.get("skipped", 0) for row in rows]
     assert skipped[at : at + PATIENCE] == list(range(1, PATIENCE + 1))
     assert state.step == 40
     assert skipped[-1] == 0
     assert all(p.isfinite().all() for p in state.model.parameters())
+    calm = toy.train(recipe, tmp_path / "calm")
+    assert state.loader.state_dict() == calm.loader.state_dict()  # going back, it read no batch twice
 
 
 def test_a_run_that_stays_not_finite_stops_and_says_what_to_do(tmp_path: Path) -> None:

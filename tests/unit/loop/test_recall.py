@@ -30,6 +30,21 @@ def test_it_is_softmax_attention_over_the_steps_so_far() -> None:
         torch.testing.assert_close(told, recall.out(torch.cat(heads, -1)))
 
 
+def test_past_the_last_remembered_step_the_latest_takes_the_last_place() -> None:
+    recall = DepthAttention(heads=2, steps=3).build(8)
+    torch.nn.init.normal_(recall.bias)
+    inputs = torch.randn(5, 2, 5, 8)
+
+    def told(steps: list[int]) -> Tensor:
+        past = torch.zeros(2, 5, 0, 8)
+        for n, number in enumerate(steps):
+            _, said, past = recall(inputs[number], past, torch.full((2,), n))
+        return said
+
+    torch.testing.assert_close(told([0, 1, 2, 3]), told([0, 1, 3]))
+    torch.testing.assert_close(told([0, 1, 2, 3, 4]), told([0, 1, 4]))
+
+
 @pytest.mark.parametrize("parallel", [True, False])
 def test_the_memory_goes_where_the_row_goes(parallel: bool) -> None:
     model = lively(dreamer(SIZE.replace(parallel=parallel)))

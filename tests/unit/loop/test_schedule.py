@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Generator
@@ -83,7 +84,15 @@ def test_ramp_rises_to_its_own(shape: str, half: float) -> None:
 def test_ramp_scales_every_sequence() -> None:
     whole = drawn(Poisson(mean=20.0))
     half = drawn(Ramp(of=Poisson(mean=20.0), until=1.0, start=0.0), progress=0.5)
-    assert torch.equal(half, (0.5 * whole).round().clamp_min(1)) or (half - whole / 2).abs().max() <= 0.5
+    assert torch.equal(half, (0.5 * whole).round().clamp_min(1))
+
+
+def test_ramp_splits_as_its_own_schedule_at_the_end() -> None:
+    own = Poisson(mean=4.0, grad=2, on_top=True)
+    for seed in range(5):
+        ramped, plain = (s.draw(Generator().manual_seed(seed), 6) for s in (Ramp(of=own), own))
+        assert ramped == plain
+        assert ramped.split(6) == plain.split(6)
 
 
 def test_a_redrawn_ramp_draws_from_the_mean_so_far() -> None:
@@ -105,6 +114,24 @@ def test_plan_splits() -> None:
     assert Plan((3, 4), (3, 1)).split(2) == ((0, 3), (3, 1))
     assert Plan(5).mean == 5
     assert Plan((1, 4)).mean == 2.5
+    for steps in (np.int64(4), torch.tensor(4), [4, 4]):
+        assert Plan(steps).split(2) == ((0, 0), (4, 4))
+        assert Plan(steps).mean == 4
+    assert Plan([4, 2], [1, 2]).split(2) == ((3, 0), (1, 2))
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (Plan(0), "at least one step, got 0"),
+        (Plan(4, grad=-1), "got grad=-1"),
+        (Plan((4, 2.5)), r"whole number, or one per sequence, got \(4, 2.5\)"),
+        (Plan((4, 2), (1, 2, 3)), "for 3 sequences, the batch has 2"),
+    ],
+)
+def test_impossible_plans(plan: Plan, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        plan.split(2)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +141,12 @@ def test_plan_splits() -> None:
         (lambda: Fixed(steps=2, grad=0), "got grad=0"),
         (lambda: Uniform(low=3, high=2), "from low to high, got 3 to 2"),
         (lambda: Poisson(mean=0.5), "at least one step, got 0.5"),
+        (lambda: Poisson(mean=4, on_top=True), "grad must say how many"),
+        (lambda: Poisson(mean=4, least=0), "got 0 and None"),
+        (lambda: Poisson(mean=4, most=0), "got 1 and 0"),
+        (lambda: Poisson(mean=4, least=6, most=2), "got 6 and 2"),
         (lambda: LogNormalPoisson(mean=0), "at least one step"),
+        (lambda: LogNormalPoisson(mean=4, most=0), "got 1 and 0"),
         (lambda: Ramp(of=Fixed(steps=2), until=0.0), r"share of training in \(0, 1\], got 0.0"),
         (lambda: Ramp(of=Fixed(steps=2), redrawn=True), "only Poisson and LogNormalPoisson"),
     ],

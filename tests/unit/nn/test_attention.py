@@ -151,6 +151,21 @@ def test_dropout_is_for_training(config: GQA | MLA) -> None:
     close(layer(x, ctx), awake_like(layer, config.replace(dropout=0.0))(x, ctx), 0)
 
 
+@pytest.mark.parametrize(
+    "config", [GQA(heads=4, dropout=0.5), CONFIG.replace(dropout=0.5)], ids=["GQA", "MLA"]
+)
+def test_dropout_reaches_a_token_that_looks_back_on_a_cache(config: GQA | MLA) -> None:
+    layer, x, tokens = awake(config.build(DIM)), torch.randn(1, 33, DIM), words(1, 33)
+
+    def last(training: bool) -> Tensor:
+        cache = KVCache(1, 33)
+        layer.eval()(x[:, :32], Context.counting(tokens[:, :32], 0, cache))
+        return layer.train(training)(x[:, 32:], Context.counting(tokens[:, 32:], 32, cache))
+
+    assert torch.equal(last(False), last(False))
+    assert not torch.allclose(last(True), last(True))
+
+
 def awake_like(layer: nn.Module, config: GQA | MLA) -> nn.Module:
     twin = config.build(DIM)
     twin.load_state_dict(layer.state_dict())
