@@ -115,3 +115,21 @@ def _decoded(model, ids, n):
     for at in range(PROMPT, TOKENS):
         steps.append(model(ids[:, at : at + 1], n_loops=n, kv_cache=cache, start_pos=at))
     return torch.cat(steps, 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_package_s_parts_load_as_parts(recorded, case):
+    """Blocks, and the loop whole, by the names that the package gives them; saved again, the same."""
+    theirs = recorded[case]["state"]
+    model = OpenMythos(MythosConfig(**CASES[case]["cfg"], released=True)).eval()
+    parts = {f"prelude.{i}": block for i, block in enumerate(model.prelude)}
+    parts |= {f"coda.{i}": block for i, block in enumerate(model.coda)} | {"recurrent": model.recurrent}
+    for name, part in parts.items():
+        mine = {key.removeprefix(f"{name}."): w for key, w in theirs.items() if key.startswith(f"{name}.")}
+        part.load_state_dict(mine)
+        assert part.state_dict().keys() == mine.keys()
+        assert all(torch.equal(weight, mine[key]) for key, weight in part.state_dict().items())
+    model.lm.norm.load_state_dict({"weight": theirs["norm.weight"]})
+    model.lm.embed.load_state_dict({"weight": theirs["embed.weight"]})
+    logits = model(recorded[case]["ids"])
+    torch.testing.assert_close(logits, recorded[case]["whole_3"], atol=1e-4, rtol=1e-4)
