@@ -4,8 +4,13 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from open_mythos.cli import main as cli
+from open_mythos.train.fit import Every, Metrics
+from open_mythos.train.recipe import Recipe
+from open_mythos.train.step import TrainState
 from tests.system import toy
 
 QUIET = ("--device", "cpu", "--track", "none", "--no-sweep")
@@ -104,3 +109,27 @@ def test_a_folder_cannot_be_in_a_file(run, capsys):
 def test_rows_of_one_token_train_to_the_end(run, tmp_path, capsys):
     assert mythos(capsys, run[0], "length=1", "--steps", 2, "--out", tmp_path / "short")[0] == 0
     assert sorted(toy.losses(tmp_path / "short")) == [1, 2]
+
+
+def test_a_run_in_two_parts_draws_the_dropout_of_the_run_in_one(run, tmp_path, capsys):
+    recipe = Recipe.load(run[0]).override("model.prelude.*.dropout=0.1", "steps=4")
+    recipe.save(tmp_path / "dropout.json")
+    assert mythos(capsys, tmp_path / "dropout.json", "--out", tmp_path / "whole")[0] == 0
+    with pytest.raises(KeyboardInterrupt):
+        toy.train(recipe, tmp_path / "parts", [Every(1, interrupt_the_third_step)])
+    assert mythos(capsys, "--resume", "--out", tmp_path / "parts")[0] == 0
+    ours, theirs = (saved(tmp_path / name, 4) for name in ("whole", "parts"))
+    assert ours.keys() == theirs.keys()
+    assert any("random" in name for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def interrupt_the_third_step(state: TrainState, metrics: Metrics) -> None:
+    if state.step == 3:
+        raise KeyboardInterrupt
+
+
+def saved(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint."""
+    files = sorted((folder / "checkpoints" / f"step-{step:08}").glob("*.safetensors"))
+    return {f"{file.stem}/{name}": tensor for file in files for name, tensor in load_file(file).items()}
