@@ -43,13 +43,12 @@ def names() -> dict[str, list[str]]:
 def trained(folder: Path, step: int | None = None) -> "tuple[LoopedLM, Tokenizer]":
     """Model and tokenizer of a run, or of a folder with weights of a known family and a tokenizer.json."""
     from open_mythos.data.tokenizer import load_folder
-    from open_mythos.train.load import load_run
+    from open_mythos.train.load import from_pretrained, is_run, load_run
 
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give one that `mythos train` left, as in runs/demo")
-    if (folder / "checkpoints").is_dir():
+    if is_run(folder):
         return load_run(folder, step)
-    from open_mythos.hub.load import from_pretrained
     from open_mythos.model import LoopedLM
 
     lm = from_pretrained(folder)

@@ -1,4 +1,4 @@
-"""A trained model out of a run's folder."""
+"""A trained model out of a run's folder, and `from_pretrained` for it and all others."""
 
 from pathlib import Path
 
@@ -6,10 +6,53 @@ import torch
 from torch import Tensor
 
 from open_mythos.data.tokenizer import Tokenizer, load_folder
+from open_mythos.hub import load as hub
+from open_mythos.hub.family import Settings
 from open_mythos.model import LoopedLM
 from open_mythos.train import checkpoint
 from open_mythos.train.parallel import load_weights
 from open_mythos.train.recipe import Recipe
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    settings: Settings | None = None,
+) -> hub.Pretrained:
+    """The model of a run at its newest checkpoint, or what `hub.load.from_pretrained` finds by this name.
+
+    A run has its settings in its recipe: raises `ValueError` if some are given, and all that `load_run` and
+    `hub.load.from_pretrained` raise.
+    """
+    folder = Path(name).expanduser()
+    if not is_run(folder):
+        refuse_checkpoint(folder)
+        return hub.from_pretrained(name, device=device, dtype=dtype, settings=settings)
+    if settings:
+        raise ValueError(
+            f"{folder} is a run, whose model is in its recipe; leave settings={settings!r} out, they are for "
+            "checkpoints of other code"
+        )
+    return load_run(folder)[0].to(device=device, dtype=dtype)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is what a training run leaves, once it has saved anything."""
+    return (folder / "checkpoints").is_dir()
+
+
+def refuse_checkpoint(folder: Path) -> None:
+    """Raise `ValueError` for one checkpoint of a run, which cannot be read without the run."""
+    match = checkpoint.STEP.fullmatch(folder.name)
+    if match and (folder / checkpoint.MANIFEST).is_file():
+        run = folder.absolute().parent.parent
+        raise ValueError(
+            f"{folder} is a checkpoint of the run {run}; give the run's folder, which stands for its newest "
+            f"checkpoint, and for this one `load_run(Path({str(run)!r}), step={int(match[1])})` or "
+            f"--step {int(match[1])}"
+        )
 
 
 def load_recipe(folder: Path) -> Recipe:
