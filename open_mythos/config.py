@@ -19,6 +19,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
+from open_mythos.whole import write_whole
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Config:
@@ -65,7 +67,8 @@ class Config:
         return replace(self, **changes)  # type: ignore[type-var]
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write it as JSON, whole or not at all. Raises `OSError` that names the file and the remedy."""
+        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -274,10 +274,11 @@ def _finish(run: Run, state: TrainState) -> None:
     from open_mythos.analysis.sweep import sweep, write_sweep
     from open_mythos.train.evaluate import compressors
     from open_mythos.train.load import load_run
+    from open_mythos.whole import write_whole
 
     model = state.model if run.world.size == 1 else load_run(run.folder)[0].to(run.device)
     if model.loop is not None and run.corpus.puzzle is None:
         write_sweep(run.folder, sweep(model, run.corpus.held_out, run.recipe.length))
     if run.corpus.held_out_text:
-        (run.folder / "baselines.json").write_text(json.dumps(compressors(run.corpus.held_out_text)))
+        write_whole(run.folder / "baselines.json", json.dumps(compressors(run.corpus.held_out_text)))
     print(f"report: {write_report(run.folder)}")

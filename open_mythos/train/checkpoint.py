@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from open_mythos.train import pieces
+from open_mythos.whole import writing
 
 FORMAT = "open_mythos checkpoint 1"
 MANIFEST, META, LOOSE = "manifest.json", "meta.json", "tensors"
@@ -233,10 +234,11 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+    with writing(path):
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # who may read the folder may read it, as all else there
     _sync(path)
 
@@ -253,7 +255,8 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
         text = json.dumps(data, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} cannot be written as JSON: {error}") from error
-    path.write_text(text + "\n")
+    with writing(path):
+        path.write_text(text + "\n")
     _sync(path)
 
 
@@ -283,7 +286,8 @@ def _check(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with writing(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -1,6 +1,7 @@
 """What `mythos train` refuses, it refuses before a run is lost and before anything new is left."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,41 @@ def test_what_is_refused_leaves_nothing(run, tmp_path, capsys, words, sentence):
     status, _, err = mythos(capsys, run[0], *words, "--out", tmp_path / "new")
     assert (status, sentence in err) == (2, True), err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_full_disk_at_the_beginning_says_what_to_do_and_leaves_no_halves(
+    run, tmp_path, capsys, monkeypatch, call
+):
+    """The first file is config.json, then come two of the tokenizer."""
+    calls, fsync = [0], os.fsync
+
+    def failing(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == call:
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    status, _, err = mythos(capsys, run[0], "--out", tmp_path / "new")
+    names = ("config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+    said = f"cannot write {tmp_path / 'new' / names[call - 1]}: No space left on device; free some space"
+    assert (status, said in err) == (1, True), err
+    left = {str(path.relative_to(tmp_path / "new")) for path in (tmp_path / "new").rglob("*.*")}
+    assert left == {*names[: call - 1]}
+    assert mythos(capsys, run[0], "--out", tmp_path / "new")[0] == 0
+
+
+def test_a_full_disk_leaves_the_recipe_of_a_run_that_goes_on(run, tmp_path, capsys, monkeypatch):
+    toy.train(Recipe.load(run[0]), tmp_path / "full")
+    before = contents(tmp_path / "full")
+
+    def failing(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", failing)
+    assert mythos(capsys, "--resume", "--steps", 9, "--out", tmp_path / "full")[0] == 1
+    assert contents(tmp_path / "full") == before
 
 
 def test_a_folder_cannot_be_in_a_file(run, capsys):
