@@ -91,14 +91,14 @@ def depths(text: str) -> list[int]:
 def _text(options: Options, tokenizer: Tokenizer) -> Tokens:
     from open_mythos.data.corpus import CorpusConfig
     from open_mythos.data.rows import tokenize
-    from open_mythos.data.text import source, split_documents
+    from open_mythos.data.text import source
     from open_mythos.train.load import load_recipe
 
     if options.data:
         return tokenize(source(*options.data).documents(), tokenizer)
     data = load_recipe(options.run).data
     if isinstance(data, CorpusConfig):  # the run's own tokenizer, whatever has become of the source since
-        return tokenize(split_documents(data.source.documents(), data.held_out)[1], tokenizer)
+        return tokenize(data.split()[1], tokenizer)
     corpus = data.build()
     if corpus.puzzle is not None:
         raise ValueError("the run learned puzzles, which have no held-out text; give some with --data")

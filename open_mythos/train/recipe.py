@@ -10,7 +10,7 @@ from open_mythos.config import Config
 from open_mythos.data.corpus import Corpus, CorpusConfig, Reading, Reasoning, Streamed
 from open_mythos.data.puzzles import PUZZLES, puzzle_named
 from open_mythos.data.shards import open_corpus
-from open_mythos.data.text import Hub, source
+from open_mythos.data.text import Files, Hub, source
 from open_mythos.model import Model
 from open_mythos.train.keeper import Keep
 from open_mythos.train.lr import LearningRate, WarmupStableDecay
@@ -142,4 +142,4 @@ def data_named(spoken: Sequence[str], recipe: Recipe) -> Data:
     found = source(*spoken)
     if isinstance(found, Hub) and isinstance(before, CorpusConfig):
         return Streamed(source=found, tokenizer=before.tokenizer)
-    return before.replace(source=found)
+    return before.replace(source=found, ends=isinstance(found, Files))

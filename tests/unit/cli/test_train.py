@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -134,6 +135,15 @@ def test_a_full_disk_leaves_the_recipe_of_a_run_that_goes_on(run, tmp_path, caps
     monkeypatch.setattr(os, "fsync", failing)
     assert mythos(capsys, "--resume", "--steps", 9, "--out", tmp_path / "full")[0] == 1
     assert contents(tmp_path / "full") == before
+
+
+def test_one_small_file_is_enough(run, tmp_path, capsys):
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of a short text\n" for i in range(300)))
+    words = ("--data", tmp_path / "a.txt", "--out", tmp_path / "new", "--steps", 2)
+    status, _, err = mythos(capsys, run[0], *words)
+    assert status == 0, err
+    learned, held_out = (int(n) for n in re.findall(r"(\d+) (?:tokens|held)", err.replace(",", "")))
+    assert 0.18 < held_out / (learned + held_out) < 0.22
 
 
 def test_a_folder_cannot_be_in_a_file(run, capsys):

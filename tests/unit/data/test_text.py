@@ -8,7 +8,16 @@ import pytest
 
 from open_mythos.data import network
 from open_mythos.data.network import OfflineError
-from open_mythos.data.text import Files, Hub, Stdlib, is_held_out, place_of, source, split_documents
+from open_mythos.data.text import (
+    Files,
+    Hub,
+    Stdlib,
+    is_held_out,
+    place_of,
+    source,
+    split_documents,
+    split_text,
+)
 
 
 def test_stdlib_is_real_code_without_tests() -> None:
@@ -115,6 +124,43 @@ def test_a_tiny_corpus_still_splits() -> None:
         split_documents(["same", "same"], 0.1)
     with pytest.raises(ValueError, match="between 0 and 1"):
         split_documents(["a", "b"], 0.0)
+
+
+@pytest.mark.parametrize("size", [800, 3000, 16_384, 20_000, 60_000, 200_000])
+def test_a_small_corpus_holds_out_as_much_text_as_was_asked_for(tmp_path: Path, size: int) -> None:
+    text = "\n".join(f"line {i} says {i * i % 97}" for i in range(size // 12))[:size]
+    (tmp_path / "book.txt").write_text(text)
+    documents = list(Files(paths=(str(tmp_path / "book.txt"),)).documents())
+    training, held_out = split_text(documents, 0.05)
+    assert 0.025 < len("".join(held_out)) / len(text) < 0.08
+    assert held_out[-1].startswith("line ")
+    assert sorted("".join(training + held_out)) == sorted(text)
+    assert split_text(documents, 0.05) == (training, held_out)
+
+
+def test_few_short_documents_are_held_out_whole() -> None:
+    documents = [f"document {i} of a few" for i in range(60)]
+    training, held_out = split_text(documents + documents[:1], 0.05)
+    assert 2 <= sum(text in documents for text in held_out) <= 3
+    assert split_text(documents[::-1], 0.05)[1] == held_out[::-1]
+    assert not {*held_out} & {*training}
+
+
+def test_equal_documents_are_cut_alike() -> None:
+    training, held_out = split_text(["the same words\n" * 20] * 3, 0.1)
+    assert len({*training}) == len({*held_out}) == 1
+    assert len(training) == len(held_out) == 3
+
+
+def test_many_documents_are_split_as_ever() -> None:
+    documents = [f"document {i}" for i in range(200)]
+    assert split_text(documents, 0.05) == split_documents(documents, 0.05)
+
+
+@pytest.mark.parametrize("documents", [[], ["a"], [" \n"]])
+def test_too_little_text_to_split_says_so(documents: list[str]) -> None:
+    with pytest.raises(ValueError, match="is too short to hold out"):
+        split_text(documents, 0.1)
 
 
 def test_source_understands_what_users_type(tmp_path: Path) -> None:
