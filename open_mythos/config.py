@@ -74,7 +74,7 @@ class Config:
     def load(cls, path: Path) -> Self:
         try:
             data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot read a {cls.__name__} from {path}: {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path} should hold a JSON object describing a {cls.__name__}")
@@ -171,6 +171,8 @@ def parsed(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse)
     except json.JSONDecodeError:
         return text
+    except RecursionError as error:
+        raise ValueError(f"a value is nested too deeply: {text[:20]} ...") from error
 
 
 def _refuse(number: str) -> None:

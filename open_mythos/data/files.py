@@ -133,7 +133,16 @@ def _parquet_rows(part: FilePart, text_field: str, start: int) -> Iterator[tuple
         first, seen = seen, seen + len(batch)
         if seen > start:
             texts = enumerate(batch.column(0).to_pylist(), first)
-            yield from ((row, text or "") for row, text in texts if row >= start)
+            yield from ((row, _text_of(text, part.path, text_field)) for row, text in texts if row >= start)
+
+
+def _text_of(value: Any, path: str, text_field: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(
+            f"{path}: the column {text_field!r} should hold text, got {type(value).__name__}; name the "
+            "column that does with text_field"
+        )
+    return value or ""
 
 
 def _pieces(path: str, longest: int) -> Iterator[str]:

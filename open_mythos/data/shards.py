@@ -146,7 +146,7 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     try:
         index = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder} is not a folder of `mythos data prepare`: cannot read index.json ({error})"
         ) from error

@@ -129,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds no config.json, so it is not a checkpoint; of Chen's models name the .pt itself"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} should hold a JSON object, got {type(config).__name__}")

@@ -111,9 +111,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{folder} has the format {manifest.get('format')!r}; this version reads {FORMAT!r}")
-    if not (isinstance(manifest.get("files"), dict) and isinstance(manifest.get("aliases"), dict)):
+    files, aliases = manifest.get("files"), manifest.get("aliases")
+    described = isinstance(files, dict) and all(map(_describes, files.values()))
+    if not (described and isinstance(aliases, dict)):
         raise ValueError(f"{folder / MANIFEST} does not list the files of the checkpoint")
     return manifest
+
+
+def _describes(file: Any) -> bool:
+    return isinstance(file, dict) and {"bytes", "sha256"} <= file.keys()
 
 
 def require_same(saved: Any, current: Any, name: str = "config") -> None:
@@ -263,7 +269,7 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} should hold a JSON object, not a {type(data).__name__}")

@@ -164,8 +164,11 @@ class Keeper:
 
     def _ranked(self) -> list[Path]:
         folders = checkpoint.steps_in(self.run).values()
-        scores = {folder: checkpoint.read_manifest(folder)["score"] for folder in folders}
-        return sorted((folder for folder in folders if scores[folder] is not None), key=lambda f: scores[f])
+        scores: dict[Path, Any] = {
+            folder: checkpoint.read_manifest(folder).get("score") for folder in folders
+        }
+        scored = (folder for folder in folders if isinstance(scores[folder], int | float))
+        return sorted(scored, key=lambda folder: scores[folder])
 
 
 def read_state(

@@ -176,6 +176,7 @@ def test_sweep_prints_and_writes_what_the_report_reads(run, capsys):
         (["generate", "RUN", "--prompt", "a", "--top-p", "1.5"], "top_p should be in (0, 1], got 1.5"),
         (["generate", "RUN", "--prompt", "a", "--step", "9"], "has no checkpoint of step 9; it has steps 10"),
         (["generate", "RUN", "--prompt", "a", "--tokens", "0"], "--tokens should be at least 1, got 0"),
+        (["generate", "RUN", "--prompt", "a", "--device", "meta"], "the device 'meta' cannot be used"),
         (["generate", "RUN", "--prompt", "a", "--stop", ""], "--stop should be some text"),
         (["generate", "RUN", "--prompt", "\udcff"], "the prompt is not valid UTF-8"),
         (
@@ -220,6 +221,15 @@ def test_a_damaged_checkpoint_says_what_is_wrong(run, tmp_path, capsys, file, sa
         assert status == 2
         assert "it has none that is whole: " in err
         assert says in err
+        assert err.count("\n") == 1
+
+
+def test_a_config_nested_too_deeply_is_one_sentence(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "deep")
+    (tmp_path / "deep" / "config.json").write_text("[" * 100_000)
+    for words in (["generate", tmp_path / "deep", "--prompt", "a"], ["show", tmp_path / "deep"]):
+        status, _, err = mythos(capsys, *words)
+        assert (status, "maximum recursion depth exceeded" in err) == (2, True), err
         assert err.count("\n") == 1
 
 

@@ -60,6 +60,9 @@ def test_parquet_parts_are_row_groups(tmp_path: Path) -> None:
     assert [text for _, text in files.rows(files.parts()[1], start=2)] == ["row 6", "row 7"]
     with pytest.raises(ValueError, match="has no column 'text'; it has body"):
         list(files.replace(text_field="text").documents())
+    parquet.write_table(arrow.table({"text": [1, 2]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b\.parquet: the column 'text' should hold text, got int"):
+        list(Files(paths=(str(tmp_path / "b.parquet"),)).documents())
 
 
 def test_long_text_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -> None:
