@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -217,6 +218,7 @@ def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = No
     from open_mythos.train.fit import Every, Metrics
 
     recipe = run.recipe
+    said = False
 
     def look(state: TrainState, metrics: Metrics) -> None:
         done = recipe.progress(state.step, state.seconds) >= 1
@@ -229,8 +231,15 @@ def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = No
             audience[0].print_sample(metrics["sample"])
 
     def show(state: TrainState, metrics: Metrics) -> None:
+        nonlocal said
         if audience is not None:
             progress, tracker, used = audience
+            if not said and not math.isfinite(metrics.get("eval_bits_per_byte", 0.0)):
+                said = True
+                progress.note(
+                    f"the held-out loss at step {state.step} is not finite; checkpoints where it is not have "
+                    "no score, and none of them counts as the best"
+                )
             metrics["mfu"] = used.of(metrics)
             progress.update(metrics)
             tracker.log(metrics)

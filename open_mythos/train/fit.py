@@ -6,6 +6,7 @@ A run leaves a folder: `config.json` (the recipe, valid as input again), `tokeni
 `checkpoints/`. SIGINT and SIGTERM let the current update finish, save, and say how to go on.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -205,9 +206,9 @@ class Run:
 
 
 def _score(metrics: Metrics) -> float | None:
-    """What the best checkpoint is the lowest in."""
+    """What the best checkpoint is the lowest in; none where it was not measured or is not finite."""
     score: float | None = metrics.get("eval_bits_per_byte", metrics.get("eval_error"))
-    return score
+    return score if score is not None and math.isfinite(score) else None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from open_mythos.cli import main as cli
+from open_mythos.train.checkpoint import read_manifest, steps_in
 from open_mythos.train.fit import Every, Metrics
 from open_mythos.train.recipe import Recipe
 from open_mythos.train.step import TrainState
@@ -148,6 +149,17 @@ def test_one_small_file_is_enough(run, tmp_path, capsys):
     assert status == 0, err
     learned, held_out = (int(n) for n in re.findall(r"(\d+) (?:tokens|held)", err.replace(",", "")))
     assert 0.18 < held_out / (learned + held_out) < 0.22
+
+
+def test_a_held_out_loss_that_is_not_finite_is_said_once_and_no_score(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("open_mythos.train.evaluate.held_out_bits", lambda *_, **__: float("nan"))
+    folder = tmp_path / "new"
+    status, out, err = mythos(capsys, run[0], "eval_every=1", "--out", folder)
+    assert status == 0, err
+    assert out.replace("\n", " ").count("the held-out loss at step 1 is not finite") == 1
+    assert "at step 2 is not" not in out
+    steps = steps_in(folder / "checkpoints")
+    assert [read_manifest(steps[step])["score"] for step in (1, 2)] == [None, None]
 
 
 def test_a_folder_cannot_be_in_a_file(run, capsys):
