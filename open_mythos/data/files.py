@@ -20,6 +20,7 @@ TEXT = frozenset({
 })
 # fmt: on
 ROWS = frozenset({".jsonl", ".ndjson", ".parquet"})
+READABLE = TEXT | ROWS
 HIDDEN = frozenset({"node_modules", "__pycache__"})
 END_OF_TEXT = "<|endoftext|>"
 
@@ -50,8 +51,7 @@ def _files_under(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {str(path)!r}")
-    readable = TEXT | ROWS
-    files = (file for file in path.rglob("*") if _kind(file) in readable and file.is_file())
+    files = (file for file in path.rglob("*") if kind_of(file) in READABLE and file.is_file())
     seen = [file for file in sorted(files) if not _is_hidden(file.relative_to(path))]
     if not seen:
         raise ValueError(
@@ -60,7 +60,8 @@ def _files_under(path: Path) -> list[Path]:
     return seen
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """How a file's name ends, before .gz where it is packed."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
 
@@ -70,13 +71,13 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _parts_of(path: Path) -> list[FilePart]:
-    if _kind(path) != ".parquet":
+    if kind_of(path) != ".parquet":
         return [FilePart(str(path))]
     return [FilePart(str(path), group) for group in range(_parquet(str(path)).num_row_groups)]
 
 
 def _every_row(part: FilePart, text_field: str, longest: int, start: int) -> Iterator[tuple[int, str]]:
-    kind = _kind(Path(part.path))
+    kind = kind_of(Path(part.path))
     if kind == ".parquet":
         return _parquet_rows(part, text_field, start)
     if kind in ROWS:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from open_mythos.config import Config
-from open_mythos.data.files import FilePart, file_parts, rows_of
+from open_mythos.data.files import READABLE, FilePart, file_parts, kind_of, rows_of
 from open_mythos.data.network import require_hub
 
 TEST_FOLDERS = {"test", "tests", "idle_test"}
@@ -134,7 +134,8 @@ Source = Stdlib | Files | Hub
 def source(*spoken: str) -> Source:
     """The source a user means: `python`, paths that exist, or `owner/dataset[:config]` of the Hub.
 
-    Raises `ValueError` if it is none of these.
+    Raises `ValueError` if it is none of these. What lies in a folder that is here, or ends as files do, is a
+    path.
     """
     if not spoken or spoken == ("python",):
         return Stdlib()
@@ -143,12 +144,19 @@ def source(*spoken: str) -> Source:
         raise ValueError("an empty name is no text; give paths, owner/dataset of the Hub, or python")
     if not missing:
         return Files(paths=spoken)
-    if len(spoken) == 1 and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", spoken[0]):
+    if len(spoken) == 1 and _is_hub_name(spoken[0]):
         name, _, subset = spoken[0].partition(":")
         return Hub(name=name, config=subset or (Hub().config if name == Hub().name else None))
     raise ValueError(
         f"there is no file or folder {missing[0]!r}; give paths, owner/dataset of the Hub, or python"
     )
+
+
+def _is_hub_name(word: str) -> bool:
+    """owner/dataset[:config]; a path in a folder that is here, or with the ending of a file, is mistyped."""
+    path = Path(word)
+    of_a_file = path.parent.exists() or kind_of(path) in READABLE
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) is not None and not of_a_file
 
 
 def place_of(text: str) -> float:

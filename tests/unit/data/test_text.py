@@ -176,6 +176,16 @@ def test_source_understands_what_users_type(tmp_path: Path) -> None:
         source("nowhere")
 
 
+@pytest.mark.parametrize("word", ["texts/bok.txt", "texts/more", "nowhere/a.jsonl", "nowhere/a.txt.gz"])
+def test_a_mistyped_path_is_no_dataset_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    (tmp_path / "texts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"there is no file or folder '{word}'; give paths"):
+        source(word)
+
+
 def test_offline_is_said_at_once_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:9")  # nobody listens there
     network.hub_in_reach.cache_clear()
