@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -103,6 +104,17 @@ def launch(recipe: Recipe, folder: Path, options: Options) -> None:
 
 def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, world: World) -> None:
     from open_mythos.cli.main import Stop
+
+    try:
+        _train_and_finish(recipe, folder, options, device, world)
+    except KeyboardInterrupt:
+        raise Stop(130, _interrupted(folder, options) if world.rank == 0 else "") from None
+
+
+def _train_and_finish(
+    recipe: Recipe, folder: Path, options: Options, device: torch.device, world: World
+) -> None:
+    from open_mythos.cli.main import Stop
     from open_mythos.train.fit import Run, Stopped
 
     resume = world.first(lambda: _guard(folder, options))
@@ -114,11 +126,24 @@ def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, w
         state = _train(run, state, options)
     except Stopped as stopped:
         if world.rank == 0:
-            again = f"mythos train {options.recipe} --out {folder} --resume"
-            print(f"Saved at step {state.step}. Go on with: {again}")
+            print(f"Saved at step {state.step}. Go on with: {_again(folder, options)}")
         raise Stop(128 + stopped.number) from None
     if options.sweep and world.rank == 0:
         _finish(run, state)
+
+
+def _interrupted(folder: Path, options: Options) -> str:
+    """What is saved, and how to go on."""
+    from open_mythos.train.checkpoint import steps_in
+
+    if not (steps := steps_in(folder / "checkpoints")):
+        return "mythos train: interrupted before anything was saved; to begin again give the same command"
+    saved = f"mythos train: interrupted; {folder} is saved at step {max(steps)}"
+    return f"{saved}. Go on (at its end, with the sweep and the report) with: {_again(folder, options)}"
+
+
+def _again(folder: Path, options: Options) -> str:
+    return shlex.join(["mythos", "train", options.recipe, "--out", str(folder), "--resume"])
 
 
 def _plan(options: Options) -> tuple[Recipe, Path]:
@@ -136,7 +161,8 @@ def _plan(options: Options) -> tuple[Recipe, Path]:
         changes |= {"steps": options.steps, "seconds": None}
     if options.seconds is not None:
         changes |= {"seconds": options.seconds, "steps": options.steps}
-    return recipe.replace(**changes).override(*options.overrides), options.out or Path("runs") / name
+    recipe = recipe.replace(**changes).override(*options.overrides).anchored()
+    return recipe, options.out or Path("runs") / name
 
 
 def _recipe(options: Options) -> tuple[Recipe, str]:
@@ -171,7 +197,8 @@ def _guard(folder: Path, options: Options) -> bool:
     if options.resume and options.fresh:
         raise ValueError("--resume goes on with a run and --fresh starts over; give one of them")
     if options.resume and not steps:
-        raise ValueError(f"{folder} has no whole checkpoint to resume from{damage(folder / 'checkpoints')}")
+        why = damage(folder / "checkpoints") or "; it was ended before it saved one, begin without --resume"
+        raise ValueError(f"{folder} has no whole checkpoint to resume from{why}")
     if steps and not options.resume and not options.fresh:
         last = max(steps)
         raise ValueError(

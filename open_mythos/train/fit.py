@@ -181,8 +181,11 @@ class Run:
         }
 
     def _restore(self, state: TrainState, saved: dict[str, Any]) -> TrainState:
-        # By way of `Recipe`, which knows the defaults of fields that are younger than the checkpoint.
-        ours, theirs = self.recipe.to_dict(), Recipe.from_dict(saved["config"]).to_dict()
+        # By way of `Recipe`, which knows the defaults of fields that are younger than the checkpoint. Older
+        # ones may hold relative paths.
+        ours, theirs = (
+            recipe.anchored().to_dict() for recipe in (self.recipe, Recipe.from_dict(saved["config"]))
+        )
         for name in MAY_DIFFER:
             theirs[name] = ours[name]
         require_same(theirs, ours, "recipe")

@@ -93,6 +93,16 @@ class Recipe(Config):
                 f"expert_parallel={self.expert_parallel} out"
             )
 
+    def anchored(self) -> "Recipe":
+        """With absolute paths to the data, which mean the same wherever the recipe is read."""
+        data = self.data
+        if isinstance(data, Prepared):
+            return self.replace(data=data.replace(folder=str(Path(data.folder).absolute())))
+        if isinstance(data, CorpusConfig | Streamed) and isinstance(data.source, Files):
+            paths = tuple(str(Path(path).absolute()) for path in data.source.paths)
+            return self.replace(data=data.replace(source=data.source.replace(paths=paths)))
+        return self
+
     @property
     def rows(self) -> int:
         """Sequences per forward pass."""

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from open_mythos.cli import main as cli
+from open_mythos.cli.train import Options, _again
+from open_mythos.data.text import Files
 from open_mythos.train.checkpoint import read_manifest, steps_in
 from open_mythos.train.fit import Every, Metrics
 from open_mythos.train.recipe import Recipe
@@ -160,6 +163,66 @@ def test_a_held_out_loss_that_is_not_finite_is_said_once_and_no_score(run, tmp_p
     assert "at step 2 is not" not in out
     steps = steps_in(folder / "checkpoints")
     assert [read_manifest(steps[step])["score"] for step in (1, 2)] == [None, None]
+
+
+def test_a_run_with_relative_data_goes_on_from_elsewhere(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of a short text\n" for i in range(300)))
+    monkeypatch.chdir(tmp_path)
+    assert mythos(capsys, run[0], "--data", "a.txt", "--out", "new", "--steps", 2)[0] == 0
+    assert Recipe.load(tmp_path / "new" / "config.json").data.source.paths == (str(tmp_path / "a.txt"),)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    status, _, err = mythos(capsys, "--resume", "--out", tmp_path / "new", "--steps", 3)
+    assert status == 0, err
+    assert cli.main(["sweep", str(tmp_path / "new"), "--loops", "1", "--rows", "2", "--device", "cpu"]) == 0
+
+
+def test_an_older_run_with_relative_data_goes_on_where_it_was(run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "a.txt").write_text("".join(f"line {i} of a short text\n" for i in range(300)))
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.load(run[0])
+    data = recipe.data.replace(source=Files(paths=("a.txt",)), ends=True)
+    toy.train(recipe.replace(data=data), tmp_path / "old")
+    status, _, err = mythos(capsys, "--resume", "--out", "old", "--steps", 3)
+    assert status == 0, err
+    assert Recipe.load(tmp_path / "old" / "config.json").data.source.paths == (str(tmp_path / "a.txt"),)
+
+
+def interrupting(*_args, **_named):
+    raise KeyboardInterrupt
+
+
+def test_interrupted_before_the_first_step_says_to_begin_again(run, tmp_path, capsys, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("open_mythos.train.fit.Run.fit", interrupting)
+        status, _, err = mythos(capsys, run[0], "--out", tmp_path / "new")
+    assert (status, "interrupted before anything was saved; to begin again" in err) == (130, True), err
+    status, _, err = mythos(capsys, "--resume", "--out", tmp_path / "new")
+    assert (status, "it was ended before it saved one, begin without --resume" in err) == (2, True), err
+    assert mythos(capsys, run[0], "--out", tmp_path / "new")[0] == 0
+
+
+def test_interrupted_in_the_last_sweep_says_what_is_saved(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("open_mythos.analysis.sweep.sweep", interrupting)
+    folder = tmp_path / "my run"
+    words = ["train", run[0], "--out", folder, "--device", "cpu", "--track", "none"]
+    assert cli.main([*map(str, words)]) == 130
+    err = capsys.readouterr().err
+    assert f"{folder} is saved at step 2. Go on (at its end, with the sweep and the report)" in err
+    assert f"--out '{folder}' --resume" in err
+
+
+def test_interrupted_twice_says_the_last_checkpoint(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("open_mythos.train.evaluate.evaluate", interrupting)
+    folder = tmp_path / "new"
+    status, _, err = mythos(capsys, run[0], "eval_every=3", "--steps", 9, "--out", folder)
+    assert status == 130
+    assert f"{folder} is saved at step 2. Go on" in err
+
+
+def test_the_way_to_go_on_is_quoted_for_the_shell():
+    words = shlex.split(_again(Path("my runs/a'b"), Options(recipe="toy one.json")))
+    assert words == ["mythos", "train", "toy one.json", "--out", "my runs/a'b", "--resume"]
 
 
 def test_a_folder_cannot_be_in_a_file(run, capsys):
