@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -48,13 +49,18 @@ def trained(folder: Path, step: int | None = None) -> "tuple[LoopedLM, Tokenizer
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give one that `mythos train` left, as in runs/demo")
     if is_run(folder):
-        return load_run(folder, step)
+        return load_run(folder, step, note)
     from open_mythos.model import LoopedLM
 
     lm = from_pretrained(folder)
     if not isinstance(lm, LoopedLM):
         raise ValueError(f"{folder} holds a classifier of whole sequences; give a language model")
     return lm, load_folder(folder)
+
+
+def note(text: str) -> None:
+    """Say one line beside the work, on standard error."""
+    print(text, file=sys.stderr)
 
 
 def choice(union: Any, text: str) -> "Config":

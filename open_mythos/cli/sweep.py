@@ -56,14 +56,14 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{name} should be at least 1, got {value}")
     loops = None if options.loops is None else depths(options.loops)
     from open_mythos.analysis.sweep import sweep, write_sweep
-    from open_mythos.cli.named import device_named
+    from open_mythos.cli.named import device_named, note
     from open_mythos.train.allocator import keep_freed_memory
     from open_mythos.train.load import load_recipe, load_run
 
     keep_freed_memory()
     device = device_named(options.device)
     recipe = load_recipe(options.run)
-    model, tokenizer = load_run(options.run, options.step)
+    model, tokenizer = load_run(options.run, options.step, note)
     text = _text(options, tokenizer)
     length = options.length if options.length is not None else recipe.length
     found = sweep(model.to(device), text, length, loops=loops, rows=options.rows, batch=options.batch)

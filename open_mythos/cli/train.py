@@ -115,11 +115,16 @@ def _train_and_finish(
     recipe: Recipe, folder: Path, options: Options, device: torch.device, world: World
 ) -> None:
     from open_mythos.cli.main import Stop
+    from open_mythos.cli.named import note
     from open_mythos.train.fit import Run, Stopped
 
     resume = world.first(lambda: _guard(folder, options))
     run = Run(recipe, _read(recipe, world), folder, device, world)
-    state = run.resume() if resume else run.begin(over=options.fresh)
+    state = (
+        run.resume(note if world.rank == 0 else lambda said: None)
+        if resume
+        else run.begin(over=options.fresh)
+    )
     if world.rank == 0 and recipe.progress(state.step, state.seconds) >= 1:
         print(f"{folder} is at its end, step {state.step}; with more --steps or --seconds it goes on")
     try:

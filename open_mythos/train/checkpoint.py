@@ -33,6 +33,7 @@ from open_mythos.whole import writing
 FORMAT = "open_mythos checkpoint 1"
 MANIFEST, META, LOOSE = "manifest.json", "meta.json", "tensors"
 Beside = Callable[[Path], dict[str, dict[str, Any]]]
+Tell = Callable[[str], None]
 STEP = re.compile(r"step-(\d+)")
 
 
@@ -138,6 +139,18 @@ def damage(run: Path) -> str:
     """What is wrong with the newest checkpoint of a run that has none that looks whole, to end a sentence."""
     folders = _folders(run)
     return f": {trouble(folders[max(folders)])}" if folders else ""
+
+
+def broken_in(run: Path) -> dict[Path, str]:
+    """Checkpoints of a run that do not look whole, and why."""
+    troubles = {folder: trouble(folder) for folder in _folders(run).values()}
+    return {folder: why for folder, why in troubles.items() if why is not None}
+
+
+def passed_over(damaged: Mapping[Path, str], taken: Path) -> str | None:
+    """What to tell of damaged checkpoints that are newer than the one taken, if there are any."""
+    newer = {folder: why for folder, why in damaged.items() if folder.name > taken.name}
+    return f"passed over a damaged checkpoint, took {taken}: {newer[max(newer)]}" if newer else None
 
 
 def _folders(run: Path) -> dict[int, Path]:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_mythos.data.corpus import Corpus
-from open_mythos.train.checkpoint import require_same, steps_in
+from open_mythos.train.checkpoint import Tell, require_same, steps_in
 from open_mythos.train.keeper import Keeper
 from open_mythos.train.load import begin_with
 from open_mythos.train.metrics import MetricsLog
@@ -90,13 +90,13 @@ class Run:
             self.recipe.save(self.folder / "config.json")
             self.corpus.tokenizer.save(self.folder / "tokenizer")
 
-    def resume(self) -> TrainState:
-        """The state of the newest intact checkpoint.
+    def resume(self, tell: Tell = lambda said: None) -> TrainState:
+        """The state of the newest intact checkpoint. `tell` hears of a newer one that is damaged.
 
         Raises `ValueError` if there is none or it is from another recipe (its length and cadence may differ).
         """
         blank = self._blank()
-        state = self._restore(blank, self._load(blank))
+        state = self._restore(blank, self._load(blank, tell=tell))
         self._introduce()  # the recipe may have another length and cadence now
         return state
 
@@ -164,9 +164,9 @@ class Run:
         state.skipped = 0
         return state
 
-    def _load(self, state: TrainState, passing: int = 0) -> dict[str, Any]:
+    def _load(self, state: TrainState, passing: int = 0, tell: Tell = lambda said: None) -> dict[str, Any]:
         """The newest intact checkpoint: all ranks verify a share of it, and read what they are to hold."""
-        return self.keeper.load(passing=passing, empty=like(state.model))
+        return self.keeper.load(passing=passing, empty=like(state.model), tell=tell)
 
     def _pack(self, state: TrainState) -> dict[str, Any]:
         mine = {"loader": state.loader.state_dict(), "random": random_state(depth=state.rng)}

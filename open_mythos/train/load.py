@@ -62,13 +62,16 @@ def load_recipe(folder: Path) -> Recipe:
     return Recipe.load(folder / "config.json")
 
 
-def load_run(folder: Path, step: int | None = None) -> tuple[LoopedLM, Tokenizer]:
+def load_run(
+    folder: Path, step: int | None = None, tell: checkpoint.Tell = lambda said: None
+) -> tuple[LoopedLM, Tokenizer]:
     """The model of a run, in eval mode, at `step` or at its newest intact checkpoint, and its tokenizer.
 
+    `tell` hears of a newer one that is damaged.
     Raises `ValueError` if the folder is not a run's, or has no such checkpoint.
     """
     recipe = load_recipe(folder)
-    weights = saved_weights(folder, step)
+    weights = saved_weights(folder, step, tell)
     with torch.device("meta"):
         model = recipe.model.build()
     try:
@@ -81,15 +84,32 @@ def load_run(folder: Path, step: int | None = None) -> tuple[LoopedLM, Tokenizer
     return model.eval(), load_folder(folder / "tokenizer")
 
 
-def saved_weights(folder: Path, step: int | None = None) -> dict[str, Tensor]:
+def saved_weights(
+    folder: Path, step: int | None = None, tell: checkpoint.Tell = lambda said: None
+) -> dict[str, Tensor]:
     """The weights of a run by their names in the model, at `step` or at its newest intact checkpoint."""
     steps = checkpoint.steps_in(folder / "checkpoints")
     if not steps or (step is not None and step not in steps):
         none = f"it has none that is whole{checkpoint.damage(folder / 'checkpoints')}"
         have = f"it has steps {', '.join(map(str, steps))}" if steps else none
         raise ValueError(f"{folder} has no checkpoint{'' if step is None else f' of step {step}'}; {have}")
-    tensors, _ = checkpoint.load(steps[step if step is not None else max(steps)], only="model")
+    tensors = _newest(folder, tell) if step is None else checkpoint.load(steps[step], only="model")[0]
     return {name.removeprefix("model/"): tensor for name, tensor in tensors.items()}
+
+
+def _newest(folder: Path, tell: checkpoint.Tell) -> dict[str, Tensor]:
+    """The weights of the newest intact checkpoint, of those that look whole."""
+    damaged = checkpoint.broken_in(folder / "checkpoints")
+    for candidate in reversed(checkpoint.steps_in(folder / "checkpoints").values()):
+        try:
+            tensors, _ = checkpoint.load(candidate, only="model")
+        except ValueError as error:
+            damaged[candidate] = str(error)
+            continue
+        if said := checkpoint.passed_over(damaged, candidate):
+            tell(said)
+        return tensors
+    raise ValueError(f"{folder} has no intact checkpoint; {'; '.join(damaged.values())}")
 
 
 def begin_with(model: LoopedLM, folder: Path) -> None:

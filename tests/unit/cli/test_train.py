@@ -220,6 +220,35 @@ def test_interrupted_twice_says_the_last_checkpoint(run, tmp_path, capsys, monke
     assert f"{folder} is saved at step 2. Go on" in err
 
 
+def flipped(content: bytes) -> bytes:
+    return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
+
+
+@pytest.mark.parametrize(("damage", "why"), [(flipped, "SHA-256"), (lambda content: b"", "cut short")])
+def test_a_damaged_newest_checkpoint_is_passed_over_and_that_is_said(run, tmp_path, capsys, damage, why):
+    folder = tmp_path / "torn"
+    toy.train(Recipe.load(run[0]), folder)
+    for step in (2, 1):
+        weights = folder / "checkpoints" / f"step-{step:08}" / "model.safetensors"
+        before = weights.read_bytes()
+        weights.write_bytes(damage(before))
+        for words in (
+            ["generate", folder, "--prompt", "a", "--tokens", 3],
+            ["sweep", folder, "--loops", "1"],
+        ):
+            status = cli.main([*map(str, words), "--device", "cpu"])
+            err = capsys.readouterr().err
+            assert (status, why in err) == (0 if step == 2 else 2, True), err
+            assert err.count("\n") == 1
+            assert (f"passed over a damaged checkpoint, took {folder}/checkpoints/step-00000001" in err) == (
+                step == 2
+            )
+    weights.write_bytes(before)
+    status, _, err = mythos(capsys, "--resume", "--out", folder, "--steps", 3)
+    assert (status, "passed over a damaged checkpoint, took" in err, why in err) == (0, True, True), err
+    assert sorted(toy.losses(folder)) == [1, 2, 3]
+
+
 def test_the_way_to_go_on_is_quoted_for_the_shell():
     words = shlex.split(_again(Path("my runs/a'b"), Options(recipe="toy one.json")))
     assert words == ["mythos", "train", "toy one.json", "--out", "my runs/a'b", "--resume"]
