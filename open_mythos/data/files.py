@@ -6,11 +6,13 @@ parquet file. Its rows are numbered, so a reader can go on where it stopped (`st
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+T = TypeVar("T")
 # fmt: off
 TEXT = frozenset({
     ".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".html", ".csv", ".tsv", ".py",
@@ -22,6 +24,15 @@ TEXT = frozenset({
 ROWS = frozenset({".jsonl", ".ndjson", ".parquet"})
 READABLE = TEXT | ROWS
 HIDDEN = frozenset({"node_modules", "__pycache__"})
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -81,8 +92,17 @@ def _every_row(part: FilePart, text_field: str, longest: int, start: int) -> Ite
     if kind == ".parquet":
         return _parquet_rows(part, text_field, start)
     if kind in ROWS:
-        return _json_rows(part.path, text_field, start)
-    return ((row, text) for row, text in enumerate(_pieces(part.path, longest)) if row >= start)
+        return _unpacked(_json_rows(part.path, text_field, start), part.path)
+    pieces = enumerate(_unpacked(_pieces(part.path, longest), part.path))
+    return ((row, text) for row, text in pieces if row >= start)
+
+
+def _unpacked(rows: Iterator[T], path: str) -> Iterator[T]:
+    """The rows of a file. Raises `ValueError` that names it if it is packed and what it packs is damaged."""
+    try:
+        yield from rows
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def _open(path: str) -> TextIOWrapper:
@@ -107,9 +127,17 @@ def _text_in(line: str, text_field: str, where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-        has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{where}: should be an object with the text in {text_field!r}, got {has}")
+        raise ValueError(
+            f"{where}: should be an object with the text in {text_field!r}, got {_spoken(record, text_field)}"
+        )
     return str(record[text_field])
+
+
+def _spoken(record: Any, text_field: str) -> str:
+    """What is there in place of an object with text."""
+    if not isinstance(record, dict):
+        return KINDS[type(record)]
+    return f"{KINDS[type(record[text_field])]} there" if text_field in record else ", ".join(record) or "none"
 
 
 def _parquet(path: str) -> Any:

@@ -86,7 +86,8 @@ def test_rows_go_on_from_any_row(tmp_path: Path) -> None:
     [
         ("not json\n", "line 1: not valid JSON"),
         ('{"body": "x"}\n', "the text in 'text', got body"),
-        ("[1]\n", "got list"),
+        ("[1]\n", "got a list"),
+        ('{"text": 5}\n', "the text in 'text', got a number there"),
     ],
 )
 def test_bad_rows_say_where_and_what(tmp_path: Path, content: str, message: str) -> None:
@@ -102,6 +103,12 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
         Files(paths=(str(tmp_path),)).parts()
     with pytest.raises(ValueError, match="at least one"):
         Files(paths=())
+    packed = gzip.compress(b"a text that is packed" * 99)
+    for content in (b"no such thing", packed[:-20], packed[:20] + b"?" + packed[21:]):
+        for name in ("a.txt.gz", "a.jsonl.gz"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f"cannot read .*{name}: "):
+                list(Files(paths=(str(tmp_path / name),)).documents())
     (tmp_path / "data.bin").write_bytes(b"a\0b")
     with pytest.raises(ValueError, match="zero bytes"):
         list(Files(paths=(str(tmp_path / "data.bin"),)).documents())
