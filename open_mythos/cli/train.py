@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -75,6 +76,8 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos train", args=argv)
+    if "--out=" in argv or ("--out", "") in pairwise(argv):  # as a path it would be the folder one is in
+        raise ValueError("--out should name a folder for the run, got none; leave it out for runs/RECIPE")
     launch(*_plan(options), options)
     return 0
 
@@ -204,6 +207,8 @@ def _guard(folder: Path, options: Options) -> bool:
     if options.resume and not steps:
         why = damage(folder / "checkpoints") or "; it was ended before it saved one, begin without --resume"
         raise ValueError(f"{folder} has no whole checkpoint to resume from{why}")
+    if not steps and not options.resume:
+        _refuse_a_foreign_config(folder / "config.json")
     if steps and not options.resume and not options.fresh:
         last = max(steps)
         raise ValueError(
@@ -211,6 +216,20 @@ def _guard(folder: Path, options: Options) -> bool:
             "or choose another folder with --out"
         )
     return options.resume
+
+
+def _refuse_a_foreign_config(path: Path) -> None:
+    """Raise `ValueError` for a config.json that is not of a run, which a run would write over."""
+    from open_mythos.train.recipe import Recipe
+
+    if path.exists():
+        try:
+            Recipe.load(path)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not of a run, and a run would write over it; choose another folder with --out "
+                f"({error})"
+            ) from error
 
 
 def _read(recipe: Recipe, world: World) -> Corpus:

@@ -220,6 +220,19 @@ def test_interrupted_twice_says_the_last_checkpoint(run, tmp_path, capsys, monke
     assert f"{folder} is saved at step 2. Go on" in err
 
 
+def test_a_folder_with_something_else_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    before = contents(tmp_path)
+    status, _, err = mythos(capsys, run[0], "--out", tmp_path)
+    assert (status, "config.json is not of a run, and a run would write over it" in err) == (2, True), err
+    assert contents(tmp_path) == before
+
+
+def test_a_run_needs_a_folder_of_its_own(run, capsys):
+    status, _, err = mythos(capsys, run[0], "--out", "")
+    assert (status, "--out should name a folder for the run" in err) == (2, True), err
+
+
 def flipped(content: bytes) -> bytes:
     return content[:-3] + bytes([content[-3] ^ 1]) + content[-2:]
 
