@@ -30,6 +30,7 @@ from open_mythos.train.step import TrainState, train_step
 
 PATIENCE = 10  # updates in a row that may fail before the run goes back to its last checkpoint
 RETURNS = 3  # times that it goes back before it gives up
+RECOVERED = 1000  # good updates in a row after which what went wrong before does not count
 COUNTS = ("step", "tokens", "seconds", "skipped")
 # What a run may be resumed with another value of: its length, its cadence, and how the work is laid out.
 LENGTH = ("steps", "seconds", "keep", *CADENCE)
@@ -64,7 +65,7 @@ class Run:
         self.world = world
         self.reading = recipe.reading(world.rank, world.size)
         self.keeper: Keeper = recipe.keep.build(folder / "checkpoints", world)
-        self.returns = 0
+        self.returns, self.good = 0, 0
 
     def begin(self, over: bool = False) -> TrainState:
         """A fresh state; `over` that of an earlier run, whose checkpoints are then deleted. Once all is there
@@ -146,6 +147,9 @@ class Run:
 
         Each time it goes back one checkpoint further. Raises `ValueError` when it gives up.
         """
+        self.good = 0 if state.skipped else self.good + 1
+        if self.good >= RECOVERED:
+            self.returns = 0
         if state.skipped < PATIENCE:
             return state
         self.returns += 1
