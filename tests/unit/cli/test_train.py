@@ -98,6 +98,8 @@ def test_fresh_starts_over(run, capsys):
         (["--data", "stuff", "length=8"], "'length=8' reads like an override"),
         (["weights=/nowhere"], "/nowhere"),
         (["optimiser.adamw.eps=-1"], "Invalid epsilon"),
+        (["model.prelude.*.dropout=1"], "PreNorm.dropout should lie in [0, 1), got 1.0"),
+        (["model.loop.layers.*.mixer.dropout=-0.1"], "MLA.dropout should lie in [0, 1), got -0.1"),
         (["model.init.std=-1"], "got std=-1.0 and out=0.0"),
         (["model.loop.schedule.mean=1e9"], "a mean of 1000000000.0 steps lies above most=16; raise most too"),
         (["model.loop.schedule.sigma=-1"], "needs sigma above 0"),
