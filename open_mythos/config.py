@@ -20,6 +20,8 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Self, Union, dataclass_transform, get_args, get_origin, get_type_hints
 
+from open_mythos.whole import write_whole
+
 
 @dataclass_transform(frozen_default=True, kw_only_default=True)
 class Config:
@@ -66,13 +68,14 @@ class Config:
         return replace(self, **changes)  # type: ignore[type-var]
 
     def save(self, path: Path) -> None:
-        path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        """Write it as JSON, whole or not at all. Raises `OSError` that names the file and the remedy."""
+        write_whole(path, json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Self:
         try:
             data = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(f"cannot read a {cls.__name__} from {path}: {error}") from error
         if not isinstance(data, dict):
             raise ValueError(f"{path} should hold a JSON object describing a {cls.__name__}")
@@ -171,6 +174,8 @@ def parsed(text: str) -> Any:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite)
     except json.JSONDecodeError:
         return text
+    except RecursionError as error:
+        raise ValueError(f"a value is nested too deeply: {text[:20]} ...") from error
 
 
 def _finite(number: str) -> float:

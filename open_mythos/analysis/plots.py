@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec
 import numpy as np
 from jaxtyping import Float
 
+from open_mythos.whole import write_whole
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -205,7 +207,9 @@ def vital_signs(
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure on white, 160 dots per inch."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=160, facecolor="white")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=160, facecolor="white")
+    write_whole(path, buffer.getvalue())
 
 
 def inline_svg(figure: Figure, name: str, title: str) -> str:

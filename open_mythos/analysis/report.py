@@ -4,7 +4,6 @@ beat, what depth does to it, what it wrote, and the config. Every claim is compu
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -14,6 +13,7 @@ import numpy as np
 from open_mythos.analysis import page, plots
 from open_mythos.analysis.record import Record
 from open_mythos.train.progress import clock_time, printable, short_number
+from open_mythos.whole import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,9 +49,7 @@ def write_report(run_dir: Path) -> Path:
     record = Record.read(run_dir)
     body = [*_opening(record), *_pictures(record, run_dir / "plots"), *_samples(record), *_closing(record)]
     path = run_dir / "report.html"
-    fresh = path.with_suffix(".html.new")
-    fresh.write_text(page.page(f"Run {record.name}", body), encoding="utf-8")
-    os.replace(fresh, path)
+    write_whole(path, page.page(f"Run {record.name}", body))
     return path
 
 

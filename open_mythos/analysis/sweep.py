@@ -9,7 +9,6 @@ Law: each number is that of a run of its own (tests/unit/analysis/test_sweep.py)
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from open_mythos.nn.context import Context
 from open_mythos.nn.tally import Tally
 from open_mythos.train.loss import next_token_loss
 from open_mythos.train.precision import Precision, arithmetic, resolve
+from open_mythos.whole import write_whole
 
 FURTHER = 4  # by default a sweep goes to this many times the trained depth
 
@@ -77,9 +77,7 @@ def sweep(
 def write_sweep(folder: Path, result: Sweep) -> Path:
     """Write `sweep.json` into the folder of a run, whole or not at all; the report reads it."""
     path = folder / "sweep.json"
-    fresh = path.with_suffix(".json.new")
-    fresh.write_text(json.dumps({k: v for k, v in result._asdict().items() if v != []}, indent=1) + "\n")
-    os.replace(fresh, path)
+    write_whole(path, json.dumps({k: v for k, v in result._asdict().items() if v != []}, indent=1) + "\n")
     return path
 
 

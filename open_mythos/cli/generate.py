@@ -68,7 +68,7 @@ class Options:
     """How many continuations."""
 
     stop: tuple[str, ...] = ()
-    """Texts that end the continuation."""
+    """Texts that end the continuation where the first of them is complete."""
 
     step: int | None = None
     """The checkpoint of this training step. Default: the newest."""
@@ -98,13 +98,13 @@ def main(argv: list[str]) -> int:
     made = _stream(options, model.to(device), tokenizer, prompt)
     if options.compile:
         print("compiling takes up to half a minute, and less the next time", file=sys.stderr)
-    depths = (
-        _print_as_it_comes(made, text, tokenizer)
-        if options.samples == 1
-        else _print_all(made, text, tokenizer)
-    )
+    rows = [_Continuation(tokenizer, options.stop) for _ in range(options.samples)]
+    if options.samples == 1:
+        _print_as_it_comes(made, text, rows[0])
+    else:
+        _print_all(made, text, rows)
     if options.depths:
-        _say_depths(depths)
+        _say_depths([depth for row in rows for depth in row.depths])
     return 0
 
 
@@ -141,35 +141,54 @@ def _stream(options: Options, model: LoopedLM, tokenizer: Tokenizer, prompt: lis
         compile=options.compile,
         sampling=sampling,
         eos=tokenizer.eos,
-        stop=[tokenizer.encode(text) for text in options.stop],
         **chosen,
     )
 
 
-def _print_as_it_comes(made: Iterator[Emitted], text: str, tokenizer: Tokenizer) -> list[int]:
-    """Text as its characters are complete; the depth of every token."""
-    tokens: list[int] = []
-    depths: list[int] = []
+class _Continuation:
+    """The text of one row so far, up to the end of the first text that is to end it.
+
+    Tokens do not tell: "brown" is another token inside of " brown".
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        self.tokens: list[int] = []
+        self.depths: list[int] = []
+        self.text, self.ended = "", False
+
+    def add(self, emitted: Emitted) -> None:
+        if self.ended:
+            return
+        self.tokens.append(emitted.token)
+        self.depths.append(emitted.steps)
+        self.text = self.tokenizer.decode(self.tokens)
+        found = [self.text.find(stop) + len(stop) for stop in self.stop if stop in self.text]
+        self.text = self.text[: min(found, default=None)]
+        self.ended = bool(found) or emitted.finish is not None
+
+
+def _print_as_it_comes(made: Iterator[Emitted], text: str, row: _Continuation) -> None:
+    """Text as its characters are complete."""
     print(text, end="", flush=True)
     shown = ""
     for emitted in made:
-        tokens.append(emitted.token)
-        depths.append(emitted.steps)
-        whole = tokenizer.decode(tokens)
-        if whole.startswith(shown) and (emitted.finish or not whole.endswith(UNFINISHED)):
-            print(whole[len(shown) :], end="", flush=True)
-            shown = whole
+        row.add(emitted)
+        if row.text.startswith(shown) and (row.ended or not row.text.endswith(UNFINISHED)):
+            print(row.text[len(shown) :], end="", flush=True)
+            shown = row.text
+        if row.ended:
+            break
     print()
-    return depths
 
 
-def _print_all(made: Iterator[Emitted], text: str, tokenizer: Tokenizer) -> list[int]:
-    rows: dict[int, list[Emitted]] = {}
+def _print_all(made: Iterator[Emitted], text: str, rows: list[_Continuation]) -> None:
     for emitted in made:
-        rows.setdefault(emitted.row, []).append(emitted)
-    for row in sorted(rows):
-        print(f"--- {row + 1}\n{text}{tokenizer.decode([emitted.token for emitted in rows[row]])}")
-    return [emitted.steps for row in rows.values() for emitted in row]
+        rows[emitted.row].add(emitted)
+        if all(row.ended for row in rows):
+            break
+    for number, row in enumerate(rows, 1):
+        print(f"--- {number}\n{text}{row.text}")
 
 
 def _say_depths(depths: list[int]) -> None:

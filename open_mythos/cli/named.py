@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -43,19 +44,23 @@ def names() -> dict[str, list[str]]:
 def trained(folder: Path, step: int | None = None) -> "tuple[LoopedLM, Tokenizer]":
     """Model and tokenizer of a run, or of a folder with weights of a known family and a tokenizer.json."""
     from open_mythos.data.tokenizer import load_folder
-    from open_mythos.train.load import load_run
+    from open_mythos.train.load import from_pretrained, is_run, load_run
 
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}; give one that `mythos train` left, as in runs/demo")
-    if (folder / "checkpoints").is_dir():
-        return load_run(folder, step)
-    from open_mythos.hub.load import from_pretrained
+    if is_run(folder):
+        return load_run(folder, step, note)
     from open_mythos.model import LoopedLM
 
     lm = from_pretrained(folder)
     if not isinstance(lm, LoopedLM):
         raise ValueError(f"{folder} holds a classifier of whole sequences; give a language model")
     return lm, load_folder(folder)
+
+
+def note(text: str) -> None:
+    """Say one line beside the work, on standard error."""
+    print(text, file=sys.stderr)
 
 
 def choice(union: Any, text: str) -> "Config":
@@ -84,7 +89,7 @@ def device_named(name: str | None) -> str:
     if name is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.empty(1, device=name)
+        torch.empty(1, device=name).tolist()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
     return name
@@ -108,7 +113,7 @@ def _in_file(path: Path) -> "Model":
 def _read(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     return data if isinstance(data, dict) else {}
 

@@ -56,14 +56,14 @@ def main(argv: list[str]) -> int:
             raise ValueError(f"--{name} should be at least 1, got {value}")
     loops = None if options.loops is None else depths(options.loops)
     from open_mythos.analysis.sweep import sweep, write_sweep
-    from open_mythos.cli.named import device_named
+    from open_mythos.cli.named import device_named, note
     from open_mythos.train.allocator import keep_freed_memory
     from open_mythos.train.load import load_recipe, load_run
 
     keep_freed_memory()
     device = device_named(options.device)
     recipe = load_recipe(options.run)
-    model, tokenizer = load_run(options.run, options.step)
+    model, tokenizer = load_run(options.run, options.step, note)
     text = _text(options, tokenizer)
     length = options.length if options.length is not None else recipe.length
     found = sweep(model.to(device), text, length, loops=loops, rows=options.rows, batch=options.batch)
@@ -91,14 +91,14 @@ def depths(text: str) -> list[int]:
 def _text(options: Options, tokenizer: Tokenizer) -> Tokens:
     from open_mythos.data.corpus import CorpusConfig
     from open_mythos.data.rows import tokenize
-    from open_mythos.data.text import source, split_documents
+    from open_mythos.data.text import source
     from open_mythos.train.load import load_recipe
 
     if options.data:
         return tokenize(source(*options.data).documents(), tokenizer)
     data = load_recipe(options.run).data
     if isinstance(data, CorpusConfig):  # the run's own tokenizer, whatever has become of the source since
-        return tokenize(split_documents(data.source.documents(), data.held_out)[1], tokenizer)
+        return tokenize(data.split()[1], tokenizer)
     corpus = data.build()
     if corpus.puzzle is not None:
         raise ValueError("the run learned puzzles, which have no held-out text; give some with --data")

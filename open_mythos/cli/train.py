@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -73,6 +76,8 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = tyro.cli(Options, prog="mythos train", args=argv)
+    if "--out=" in argv or ("--out", "") in pairwise(argv):  # as a path it would be the folder one is in
+        raise ValueError("--out should name a folder for the run, got none; leave it out for runs/RECIPE")
     launch(*_plan(options), options)
     return 0
 
@@ -102,22 +107,51 @@ def launch(recipe: Recipe, folder: Path, options: Options) -> None:
 
 def _run(recipe: Recipe, folder: Path, options: Options, device: torch.device, world: World) -> None:
     from open_mythos.cli.main import Stop
+
+    try:
+        _train_and_finish(recipe, folder, options, device, world)
+    except KeyboardInterrupt:
+        raise Stop(130, _interrupted(folder, options) if world.rank == 0 else "") from None
+
+
+def _train_and_finish(
+    recipe: Recipe, folder: Path, options: Options, device: torch.device, world: World
+) -> None:
+    from open_mythos.cli.main import Stop
+    from open_mythos.cli.named import note
     from open_mythos.train.fit import Run, Stopped
 
     resume = world.first(lambda: _guard(folder, options))
     run = Run(recipe, _read(recipe, world), folder, device, world)
-    state = run.resume() if resume else run.begin(over=options.fresh)
+    state = (
+        run.resume(note if world.rank == 0 else lambda said: None)
+        if resume
+        else run.begin(over=options.fresh)
+    )
     if world.rank == 0 and recipe.progress(state.step, state.seconds) >= 1:
         print(f"{folder} is at its end, step {state.step}; with more --steps or --seconds it goes on")
     try:
         state = _train(run, state, options)
     except Stopped as stopped:
         if world.rank == 0:
-            again = f"mythos train {options.recipe} --out {folder} --resume"
-            print(f"Saved at step {state.step}. Go on with: {again}")
+            print(f"Saved at step {state.step}. Go on with: {_again(folder, options)}")
         raise Stop(128 + stopped.number) from None
     if options.sweep and world.rank == 0:
         _finish(run, state)
+
+
+def _interrupted(folder: Path, options: Options) -> str:
+    """What is saved, and how to go on."""
+    from open_mythos.train.checkpoint import steps_in
+
+    if not (steps := steps_in(folder / "checkpoints")):
+        return "mythos train: interrupted before anything was saved; to begin again give the same command"
+    saved = f"mythos train: interrupted; {folder} is saved at step {max(steps)}"
+    return f"{saved}. Go on (at its end, with the sweep and the report) with: {_again(folder, options)}"
+
+
+def _again(folder: Path, options: Options) -> str:
+    return shlex.join(["mythos", "train", options.recipe, "--out", str(folder), "--resume"])
 
 
 def _plan(options: Options) -> tuple[Recipe, Path]:
@@ -135,7 +169,8 @@ def _plan(options: Options) -> tuple[Recipe, Path]:
         changes |= {"steps": options.steps, "seconds": None}
     if options.seconds is not None:
         changes |= {"seconds": options.seconds, "steps": options.steps}
-    return recipe.replace(**changes).override(*options.overrides), options.out or Path("runs") / name
+    recipe = recipe.replace(**changes).override(*options.overrides).anchored()
+    return recipe, options.out or Path("runs") / name
 
 
 def _recipe(options: Options) -> tuple[Recipe, str]:
@@ -170,7 +205,10 @@ def _guard(folder: Path, options: Options) -> bool:
     if options.resume and options.fresh:
         raise ValueError("--resume goes on with a run and --fresh starts over; give one of them")
     if options.resume and not steps:
-        raise ValueError(f"{folder} has no whole checkpoint to resume from{damage(folder / 'checkpoints')}")
+        why = damage(folder / "checkpoints") or "; it was ended before it saved one, begin without --resume"
+        raise ValueError(f"{folder} has no whole checkpoint to resume from{why}")
+    if not steps and not options.resume:
+        _refuse_a_foreign_config(folder / "config.json")
     if steps and not options.resume and not options.fresh:
         last = max(steps)
         raise ValueError(
@@ -178,6 +216,20 @@ def _guard(folder: Path, options: Options) -> bool:
             "or choose another folder with --out"
         )
     return options.resume
+
+
+def _refuse_a_foreign_config(path: Path) -> None:
+    """Raise `ValueError` for a config.json that is not of a run, which a run would write over."""
+    from open_mythos.train.recipe import Recipe
+
+    if path.exists():
+        try:
+            Recipe.load(path)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is not of a run, and a run would write over it; choose another folder with --out "
+                f"({error})"
+            ) from error
 
 
 def _read(recipe: Recipe, world: World) -> Corpus:
@@ -217,6 +269,7 @@ def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = No
     from open_mythos.train.fit import Every, Metrics
 
     recipe = run.recipe
+    said = False
 
     def look(state: TrainState, metrics: Metrics) -> None:
         done = recipe.progress(state.step, state.seconds) >= 1
@@ -229,8 +282,15 @@ def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = No
             audience[0].print_sample(metrics["sample"])
 
     def show(state: TrainState, metrics: Metrics) -> None:
+        nonlocal said
         if audience is not None:
             progress, tracker, used = audience
+            if not said and not math.isfinite(metrics.get("eval_bits_per_byte", 0.0)):
+                said = True
+                progress.note(
+                    f"the held-out loss at step {state.step} is not finite; checkpoints where it is not have "
+                    "no score, and none of them counts as the best"
+                )
             metrics["mfu"] = used.of(metrics)
             progress.update(metrics)
             tracker.log(metrics)
@@ -274,10 +334,11 @@ def _finish(run: Run, state: TrainState) -> None:
     from open_mythos.analysis.sweep import sweep, write_sweep
     from open_mythos.train.evaluate import compressors
     from open_mythos.train.load import load_run
+    from open_mythos.whole import write_whole
 
     model = state.model if run.world.size == 1 else load_run(run.folder)[0].to(run.device)
     if model.loop is not None and run.corpus.puzzle is None:
         write_sweep(run.folder, sweep(model, run.corpus.held_out, run.recipe.length))
     if run.corpus.held_out_text:
-        (run.folder / "baselines.json").write_text(json.dumps(compressors(run.corpus.held_out_text)))
+        write_whole(run.folder / "baselines.json", json.dumps(compressors(run.corpus.held_out_text)))
     print(f"report: {write_report(run.folder)}")

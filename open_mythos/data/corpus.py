@@ -18,7 +18,7 @@ from open_mythos.data.puzzles.mixture import Mixture, WordTokenizer
 from open_mythos.data.puzzles.puzzle import PuzzleLoader, examples_of
 from open_mythos.data.rows import RowLoader, Tokens, tokenize
 from open_mythos.data.stream import Stream
-from open_mythos.data.text import Files, Hub, Source, Stdlib, is_held_out, split_documents
+from open_mythos.data.text import Files, Hub, Stdlib, is_held_out, split_documents, split_text
 from open_mythos.data.tokenizer import BPE, Bytes, HubTokenizer, Tokenizer
 
 HELD_OUT_EXAMPLES = 8  # per difficulty, as text to look at
@@ -76,18 +76,29 @@ class Corpus(NamedTuple):
 
 
 class CorpusConfig(Config):
-    """A source, a tokenizer, and the fraction of documents held out from both trainings."""
+    """A source, a tokenizer, and the fraction of documents held out from both trainings.
+
+    With `ends`, where documents are few, that fraction of their text is held out (`split_text`); without it
+    chance may hold out much more or less. Runs from before there was a choice are without.
+    """
 
     source: Stdlib | Files | Hub = Stdlib()
     tokenizer: Bytes | BPE | HubTokenizer = BPE()
     held_out: float = 0.05
+    ends: bool = False
 
     def build(self) -> Corpus:
         """Everything in memory; for a source larger than that, `prepare` or stream it.
 
         Raises `ValueError` for a corpus that is empty, or too short for the split or the tokenizer.
         """
-        return corpus_from(self.source, self.tokenizer, self.held_out)
+        training, kept = self.split()
+        built = self.tokenizer.build(training)
+        return Corpus(built, tokenize(training, built), tokenize(kept, built), "".join(kept))
+
+    def split(self) -> tuple[list[str], list[str]]:
+        """The texts to train on and those held out. Raises `ValueError` for a corpus too short for both."""
+        return (split_text if self.ends else split_documents)(self.source.documents(), self.held_out)
 
 
 class Streamed(Config):
@@ -129,10 +140,3 @@ class Reasoning(Config):
         kinds = (examples_of(mixture, kind, HELD_OUT_EXAMPLES) for kind in mixture.test)
         texts = [example.text for example in itertools.chain.from_iterable(kinds)]
         return Corpus(tokenizer, mixture, tokenize(texts, tokenizer))
-
-
-def corpus_from(source: Source, tokenizer: Bytes | BPE | HubTokenizer, held_out: float) -> Corpus:
-    """Read, split by document, build the tokenizer on the training part, tokenize both parts."""
-    training, kept = split_documents(source.documents(), held_out)
-    built = tokenizer.build(training)
-    return Corpus(built, tokenize(training, built), tokenize(kept, built), "".join(kept))

@@ -6,11 +6,13 @@ parquet file. Its rows are numbered, so a reader can go on where it stopped (`st
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+T = TypeVar("T")
 # fmt: off
 TEXT = frozenset({
     ".txt", ".text", ".md", ".markdown", ".rst", ".tex", ".org", ".html", ".csv", ".tsv", ".py",
@@ -20,7 +22,17 @@ TEXT = frozenset({
 })
 # fmt: on
 ROWS = frozenset({".jsonl", ".ndjson", ".parquet"})
+READABLE = TEXT | ROWS
 HIDDEN = frozenset({"node_modules", "__pycache__"})
+KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "a text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
 END_OF_TEXT = "<|endoftext|>"
 
 
@@ -50,8 +62,7 @@ def _files_under(path: Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ValueError(f"there is no file or folder {str(path)!r}")
-    readable = TEXT | ROWS
-    files = (file for file in path.rglob("*") if _kind(file) in readable and file.is_file())
+    files = (file for file in path.rglob("*") if kind_of(file) in READABLE and file.is_file())
     seen = [file for file in sorted(files) if not _is_hidden(file.relative_to(path))]
     if not seen:
         raise ValueError(
@@ -60,7 +71,8 @@ def _files_under(path: Path) -> list[Path]:
     return seen
 
 
-def _kind(path: Path) -> str:
+def kind_of(path: Path) -> str:
+    """How a file's name ends, before .gz where it is packed."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     return suffixes[-2] if len(suffixes) > 1 and suffixes[-1] == ".gz" else (suffixes or [""])[-1]
 
@@ -70,18 +82,27 @@ def _is_hidden(path: Path) -> bool:
 
 
 def _parts_of(path: Path) -> list[FilePart]:
-    if _kind(path) != ".parquet":
+    if kind_of(path) != ".parquet":
         return [FilePart(str(path))]
     return [FilePart(str(path), group) for group in range(_parquet(str(path)).num_row_groups)]
 
 
 def _every_row(part: FilePart, text_field: str, longest: int, start: int) -> Iterator[tuple[int, str]]:
-    kind = _kind(Path(part.path))
+    kind = kind_of(Path(part.path))
     if kind == ".parquet":
         return _parquet_rows(part, text_field, start)
     if kind in ROWS:
-        return _json_rows(part.path, text_field, start)
-    return ((row, text) for row, text in enumerate(_pieces(part.path, longest)) if row >= start)
+        return _unpacked(_json_rows(part.path, text_field, start), part.path)
+    pieces = enumerate(_unpacked(_pieces(part.path, longest), part.path))
+    return ((row, text) for row, text in pieces if row >= start)
+
+
+def _unpacked(rows: Iterator[T], path: str) -> Iterator[T]:
+    """The rows of a file. Raises `ValueError` that names it if it is packed and what it packs is damaged."""
+    try:
+        yield from rows
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"cannot read {path}: {error}") from error
 
 
 def _open(path: str) -> TextIOWrapper:
@@ -106,9 +127,17 @@ def _text_in(line: str, text_field: str, where: str) -> str:
     except ValueError as error:
         raise ValueError(f"{where}: not valid JSON ({error})") from error
     if not isinstance(record, dict) or not isinstance(record.get(text_field), str):
-        has = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise ValueError(f"{where}: should be an object with the text in {text_field!r}, got {has}")
+        raise ValueError(
+            f"{where}: should be an object with the text in {text_field!r}, got {_spoken(record, text_field)}"
+        )
     return str(record[text_field])
+
+
+def _spoken(record: Any, text_field: str) -> str:
+    """What is there in place of an object with text."""
+    if not isinstance(record, dict):
+        return KINDS[type(record)]
+    return f"{KINDS[type(record[text_field])]} there" if text_field in record else ", ".join(record) or "none"
 
 
 def _parquet(path: str) -> Any:
@@ -133,7 +162,16 @@ def _parquet_rows(part: FilePart, text_field: str, start: int) -> Iterator[tuple
         first, seen = seen, seen + len(batch)
         if seen > start:
             texts = enumerate(batch.column(0).to_pylist(), first)
-            yield from ((row, text or "") for row, text in texts if row >= start)
+            yield from ((row, _text_of(text, part.path, text_field)) for row, text in texts if row >= start)
+
+
+def _text_of(value: Any, path: str, text_field: str) -> str:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(
+            f"{path}: the column {text_field!r} should hold text, got {type(value).__name__}; name the "
+            "column that does with text_field"
+        )
+    return value or ""
 
 
 def _pieces(path: str, longest: int) -> Iterator[str]:

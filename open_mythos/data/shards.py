@@ -13,7 +13,6 @@ the very same folder. Law: tests/unit/data/test_shards.py.
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -25,6 +24,7 @@ from open_mythos.data.corpus import Corpus
 from open_mythos.data.rows import Tokens, dtype_for, groups
 from open_mythos.data.text import Files, Hub, Stdlib, is_held_out
 from open_mythos.data.tokenizer import BPE, Bytes, HubTokenizer, Tokenizer, load_folder
+from open_mythos.whole import write_whole
 
 FORMAT = 1
 AT_ONCE = 256  # documents tokenized together
@@ -146,27 +146,13 @@ def read_index(folder: Path) -> dict[str, Any]:
     path = folder / "index.json"
     try:
         index = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{folder} is not a folder of `mythos data prepare`: cannot read index.json ({error})"
         ) from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise ValueError(f"{path} is not of format {FORMAT}; prepare the data again with this version")
     return index
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ValueError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def _begin(plan: Prepare, folder: Path) -> dict[str, Any]:

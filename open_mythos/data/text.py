@@ -17,16 +17,18 @@ import hashlib
 import re
 import sys
 import sysconfig
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from open_mythos.config import Config
-from open_mythos.data.files import FilePart, file_parts, rows_of
+from open_mythos.data.files import READABLE, FilePart, file_parts, kind_of, rows_of
 from open_mythos.data.network import require_hub
 
 TEST_FOLDERS = {"test", "tests", "idle_test"}
 OTHERS = {"site-packages", "dist-packages", "__pycache__", "pydoc_data"}  # not its own, or generated text
+FEW = 4  # held-out documents; of fewer, chance would decide how much text is held out
 PASSED_OVER = frozenset(TEST_FOLDERS | OTHERS)
 
 
@@ -132,7 +134,8 @@ Source = Stdlib | Files | Hub
 def source(*spoken: str) -> Source:
     """The source a user means: `python`, paths that exist, or `owner/dataset[:config]` of the Hub.
 
-    Raises `ValueError` if it is none of these.
+    Raises `ValueError` if it is none of these. What lies in a folder that is here, or ends as files do, is a
+    path.
     """
     if not spoken or spoken == ("python",):
         return Stdlib()
@@ -141,12 +144,19 @@ def source(*spoken: str) -> Source:
         raise ValueError("an empty name is no text; give paths, owner/dataset of the Hub, or python")
     if not missing:
         return Files(paths=spoken)
-    if len(spoken) == 1 and re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", spoken[0]):
+    if len(spoken) == 1 and _is_hub_name(spoken[0]):
         name, _, subset = spoken[0].partition(":")
         return Hub(name=name, config=subset or (Hub().config if name == Hub().name else None))
     raise ValueError(
         f"there is no file or folder {missing[0]!r}; give paths, owner/dataset of the Hub, or python"
     )
+
+
+def _is_hub_name(word: str) -> bool:
+    """owner/dataset[:config]; a path in a folder that is here, or with the ending of a file, is mistyped."""
+    path = Path(word)
+    of_a_file = path.parent.exists() or kind_of(path) in READABLE
+    return re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", word) is not None and not of_a_file
 
 
 def place_of(text: str) -> float:
@@ -167,14 +177,59 @@ def split_documents(documents: Iterable[str], fraction: float) -> tuple[list[str
     (highest) place. Raises `ValueError` if there are not two different documents, or `fraction` is outside
     (0, 1).
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"the held-out fraction should lie between 0 and 1, got {fraction}")
+    _check_fraction(fraction)
     placed = [(place_of(text), text) for text in documents]
     places = sorted({place for place, _ in placed})
     if len(places) < 2:
         raise ValueError(
-            f"a held-out split needs at least 2 different documents, the corpus has {len(places)}"
+            f"a held-out split needs at least 2 different documents, the corpus has {len(places)}; give more "
+            "files, or hold out the end of a document with data.ends=true"
         )
     edge = min(max(fraction, places[1]), places[-1])  # places below the edge are held out
     training = [text for place, text in placed if place >= edge]
     return training, [text for place, text in placed if place < edge]
+
+
+def split_text(documents: Iterable[str], fraction: float) -> tuple[list[str], list[str]]:
+    """As `split_documents`, unless that would hold out fewer than `FEW` documents on average.
+
+    Then documents are held out in the order of their places as long as the `fraction` of all characters
+    lasts, and of the one that is too long its end. Raises `ValueError` if there is too little text for that.
+    """
+    _check_fraction(fraction)
+    texts = list(documents)
+    copies = Counter(texts)
+    if fraction * len(copies) >= FEW:
+        return split_documents(texts, fraction)
+    left = max(1, round(fraction * sum(map(len, texts))))
+    begins: dict[str, int] = {}  # where the held-out part of a document begins
+    for text in sorted(copies, key=place_of):
+        fits = copies[text] * len(text) <= left
+        begins[text] = 0 if fits else _line_near(text, len(text) - left // copies[text])
+        left -= copies[text] * (len(text) - begins[text])
+        if not fits or left <= 0:
+            break
+    training = [text[: begins.get(text, len(text))] for text in texts]
+    kept = [text[begins[text] :] for text in texts if text in begins]
+    training, kept = ([text for text in part if text.strip()] for part in (training, kept))
+    if not (training and kept):
+        raise ValueError(
+            f"a corpus of {sum(map(len, texts))} characters is too short to hold out {fraction} of it; give "
+            "more text"
+        )
+    return training, kept
+
+
+def _line_near(text: str, at: int) -> int:
+    """Where a line, or else a word, begins nearest to here, at most half of what follows away."""
+    reach = (len(text) - at) // 2
+    for mark in ("\n", " "):
+        around = text.rfind(mark, max(0, at - reach), at), text.find(mark, at, at + reach)
+        if found := [place + 1 for place in around if place >= 0]:
+            return min(found, key=lambda place: abs(place - at))
+    return at
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise ValueError(f"the held-out fraction should lie between 0 and 1, got {fraction}")

@@ -21,6 +21,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 
 from open_mythos.config import Config
 from open_mythos.data.network import hub_in_reach, require_hub
+from open_mythos.whole import write_whole
 
 EOS, BOS, PAD = SPECIALS = ("<|eos|>", "<|bos|>", "<|pad|>")
 ENDS = (
@@ -260,21 +261,14 @@ def _save(
     core: tokenizers.Tokenizer, folder: Path, names: dict[str, str | None], kind: str | None = None
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / ".tokenizer.part"  # each file is there whole or not at all
-    try:
-        part.write_text(core.to_str(pretty=True), encoding="utf-8")
-    except OSError:
-        part.unlink(missing_ok=True)
-        raise
-    part.replace(folder / "tokenizer.json")
+    write_whole(folder / "tokenizer.json", core.to_str(pretty=True))
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
     }
     settings |= {f"{role}_token": name for role, name in names.items() if name}
     settings |= {"open_mythos": kind} if kind else {}
-    part.write_text(json.dumps(settings, indent=2) + "\n")
-    part.replace(folder / "tokenizer_config.json")
+    write_whole(folder / "tokenizer_config.json", json.dumps(settings, indent=2) + "\n")
 
 
 def _download(name: str, revision: str | None) -> Path:

@@ -99,6 +99,11 @@ def recognise(config: Settings) -> Family[Any]:
     for family in FAMILIES:
         if family.recognise(config):
             return family
+    if config.get("is") == "Recipe":
+        raise ValueError(
+            "config.json is the recipe of a training run; open_mythos.from_pretrained and `mythos generate` "
+            "read the run's folder, once it holds checkpoints/"
+        )
     signs = {key: config[key] for key in ("model_type", "architectures", "_class_name") if key in config}
     known = ", ".join(f.NAME for f in FAMILIES)
     raise ValueError(f"config.json is of no family known here ({known}); it says {signs or 'nothing of it'}")
@@ -124,7 +129,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} holds no config.json, so it is not a checkpoint; of Chen's models name the .pt itself"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} should hold a JSON object, got {type(config).__name__}")

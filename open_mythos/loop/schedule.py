@@ -132,7 +132,7 @@ class Poisson(Config):
 
     def __post_init__(self) -> None:
         _check(self.mean, self.grad)
-        _check_bounds(self.least, self.most)
+        _check_bounds(self.least, self.most, self.mean)
         if self.on_top and self.grad is None:
             raise ValueError(
                 "on_top puts the steps with gradient behind the others, so grad must say how many"
@@ -161,7 +161,12 @@ class LogNormalPoisson(Config):
 
     def __post_init__(self) -> None:
         _check(self.mean, self.grad)
-        _check_bounds(1, self.most)
+        _check_bounds(1, self.most, self.mean)
+        if self.sigma <= 0 or self.discard < 0:
+            raise ValueError(
+                "LogNormalPoisson needs sigma above 0 and discard of at least 0, got "
+                f"sigma={self.sigma} and discard={self.discard}"
+            )
 
     @property
     def mean_steps(self) -> int:
@@ -225,9 +230,11 @@ def _check(steps: float, grad: int | None) -> None:
         raise ValueError(f"at least one step must carry gradient, got grad={grad}")
 
 
-def _check_bounds(least: int, most: int | None) -> None:
+def _check_bounds(least: int, most: int | None, mean: float) -> None:
     if least < 1 or (most is not None and most < least):
         raise ValueError(f"depths lie between least >= 1 and most >= least, got {least} and {most}")
+    if most is not None and mean > most:
+        raise ValueError(f"a mean of {mean} steps lies above most={most}; raise most too, or lower the mean")
 
 
 Schedule = Fixed | Uniform | Poisson | LogNormalPoisson | Ramp

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from open_mythos.config import Config
 from open_mythos.nn.attend import attend, attend_latents
 from open_mythos.nn.context import Context
+from open_mythos.nn.ffn import check_dropout
 from open_mythos.nn.linear import Linear, Plain
 from open_mythos.nn.norm import RootMeanSquareNorm, rms_norm
 from open_mythos.nn.precision import lowered
@@ -83,6 +84,7 @@ class GQA(Config):
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {kv_heads}")
         if self.head_dim is not None and self.head_dim < 1:
             raise ValueError(f"GQA.head_dim must be at least 1, got {self.head_dim}")
+        check_dropout(self)
 
     def build(self, dim: int) -> "GroupedAttention":
         return GroupedAttention(self, dim)
@@ -106,6 +108,7 @@ class MLA(Config):
                 raise ValueError(f"MLA.{name} must be at least 1, got {getattr(self, name)}")
         if self.rope_dim % 2:
             raise ValueError(f"MLA.rope_dim must be even to form pairs, got {self.rope_dim}")
+        check_dropout(self)
 
     def build(self, dim: int) -> "LatentAttention":
         return LatentAttention(self, dim)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from open_mythos.config import Config
 from open_mythos.nn.attention import Mixer
 from open_mythos.nn.context import Context
-from open_mythos.nn.ffn import FFN
+from open_mythos.nn.ffn import FFN, check_dropout
 from open_mythos.nn.norm import Norm, RMSNorm
 from open_mythos.shapes import Hidden
 
@@ -32,6 +32,9 @@ class PreNorm(Config):
     scale: float | None = None
     dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        check_dropout(self)
+
     def build(self, dim: int) -> "PreNormBlock":
         return PreNormBlock(self, dim)
 
@@ -41,6 +44,9 @@ class PostNorm(Config):
     ffn: FFN
     norm: Norm = RMSNorm()
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_dropout(self)
 
     def build(self, dim: int) -> "PostNormBlock":
         return PostNormBlock(self, dim)

@@ -7,7 +7,7 @@
 Both halves of a SwiGLU's first product are one matrix, the gate first.
 """
 
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,16 @@ class MLP(Config):
     def __post_init__(self) -> None:
         if self.width < 1:
             raise ValueError(f"MLP.width must be at least 1, got {self.width}")
+        check_dropout(self)
 
     def build(self, dim: int) -> "FeedForward":
         return FeedForward(self, dim)
+
+
+def check_dropout(config: Any) -> None:
+    """Raise `ValueError` unless it leaves something: the chance to be dropped lies in [0, 1)."""
+    if not 0 <= config.dropout < 1:
+        raise ValueError(f"{type(config).__name__}.dropout should lie in [0, 1), got {config.dropout}")
 
 
 @final

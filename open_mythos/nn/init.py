@@ -33,6 +33,10 @@ class Normal(Config):
     std: float = 0.02
     out: float = 1.0  # factor on the maps into the stream; zero makes every block begin as the identity
 
+    def __post_init__(self) -> None:
+        if self.std < 0 or self.out < 0:
+            raise ValueError(f"Normal's std and out are at least 0, got std={self.std} and out={self.out}")
+
     def fill(self, weight: Tensor, dim: int, role: Role) -> None:
         nn.init.normal_(weight, std=self.std * (self.out if role == "out" else 1.0))
 
@@ -41,6 +45,13 @@ class ScaledNormal(Config):
     layers: int  # unrolled: Huginn counts 132 for 2 + 4 * 32 + 2
     cut: float = 3.0
     up_as_out: bool = False  # Huginn's code also scales down the second half of a gated pair
+
+    def __post_init__(self) -> None:
+        if self.layers < 1 or self.cut <= 0:
+            raise ValueError(
+                "ScaledNormal needs at least one layer and a cut above 0, got "
+                f"layers={self.layers} and cut={self.cut}"
+            )
 
     def fill(self, weight: Tensor, dim: int, role: Role) -> None:
         down = role == "out" or (role == "up" and self.up_as_out)

@@ -28,10 +28,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from open_mythos.train import pieces
+from open_mythos.whole import writing
 
 FORMAT = "open_mythos checkpoint 1"
 MANIFEST, META, LOOSE = "manifest.json", "meta.json", "tensors"
 Beside = Callable[[Path], dict[str, dict[str, Any]]]
+Tell = Callable[[str], None]
 STEP = re.compile(r"step-(\d+)")
 
 
@@ -110,9 +112,15 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = _read_json(folder / MANIFEST)
     if manifest.get("format") != FORMAT:
         raise ValueError(f"{folder} has the format {manifest.get('format')!r}; this version reads {FORMAT!r}")
-    if not (isinstance(manifest.get("files"), dict) and isinstance(manifest.get("aliases"), dict)):
+    files, aliases = manifest.get("files"), manifest.get("aliases")
+    described = isinstance(files, dict) and all(map(_describes, files.values()))
+    if not (described and isinstance(aliases, dict)):
         raise ValueError(f"{folder / MANIFEST} does not list the files of the checkpoint")
     return manifest
+
+
+def _describes(file: Any) -> bool:
+    return isinstance(file, dict) and {"bytes", "sha256"} <= file.keys()
 
 
 def require_same(saved: Any, current: Any, name: str = "config") -> None:
@@ -131,6 +139,18 @@ def damage(run: Path) -> str:
     """What is wrong with the newest checkpoint of a run that has none that looks whole, to end a sentence."""
     folders = _folders(run)
     return f": {trouble(folders[max(folders)])}" if folders else ""
+
+
+def broken_in(run: Path) -> dict[Path, str]:
+    """Checkpoints of a run that do not look whole, and why."""
+    troubles = {folder: trouble(folder) for folder in _folders(run).values()}
+    return {folder: why for folder, why in troubles.items() if why is not None}
+
+
+def passed_over(damaged: Mapping[Path, str], taken: Path) -> str | None:
+    """What to tell of damaged checkpoints that are newer than the one taken, if there are any."""
+    newer = {folder: why for folder, why in damaged.items() if folder.name > taken.name}
+    return f"passed over a damaged checkpoint, took {taken}: {newer[max(newer)]}" if newer else None
 
 
 def _folders(run: Path) -> dict[int, Path]:
@@ -233,10 +253,11 @@ def _beside(folder: Path, what: str) -> Path:
 
 
 def _write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise OSError(f"cannot write {path}: {error}") from error
+    with writing(path):
+        try:
+            save_file(tensors, path, metadata={"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
     path.chmod(path.parent.stat().st_mode & 0o666)  # who may read the folder may read it, as all else there
     _sync(path)
 
@@ -253,14 +274,15 @@ def _write_json(path: Path, data: Mapping[str, Any]) -> None:
         text = json.dumps(data, indent=1, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path.name} cannot be written as JSON: {error}") from error
-    path.write_text(text + "\n")
+    with writing(path):
+        path.write_text(text + "\n")
     _sync(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not readable JSON: {error}") from error
     if not isinstance(data, dict):
         raise ValueError(f"{path} should hold a JSON object, not a {type(data).__name__}")
@@ -283,7 +305,8 @@ def _check(path: Path, expected: Mapping[str, Any], verify: bool) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        with writing(path):
+            os.fsync(handle)
     finally:
         os.close(handle)
 

@@ -6,6 +6,7 @@ A run leaves a folder: `config.json` (the recipe, valid as input again), `tokeni
 `checkpoints/`. SIGINT and SIGTERM let the current update finish, save, and say how to go on.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from open_mythos.data.corpus import Corpus
-from open_mythos.train.checkpoint import require_same, steps_in
+from open_mythos.train.checkpoint import Tell, require_same, steps_in
 from open_mythos.train.keeper import Keeper
 from open_mythos.train.load import begin_with
 from open_mythos.train.metrics import MetricsLog
@@ -29,6 +30,7 @@ from open_mythos.train.step import TrainState, train_step
 
 PATIENCE = 10  # updates in a row that may fail before the run goes back to its last checkpoint
 RETURNS = 3  # times that it goes back before it gives up
+RECOVERED = 1000  # good updates in a row after which what went wrong before does not count
 COUNTS = ("step", "tokens", "seconds", "skipped")
 # What a run may be resumed with another value of: its length, its cadence, and how the work is laid out.
 LENGTH = ("steps", "seconds", "keep", *CADENCE)
@@ -63,7 +65,7 @@ class Run:
         self.world = world
         self.reading = recipe.reading(world.rank, world.size)
         self.keeper: Keeper = recipe.keep.build(folder / "checkpoints", world)
-        self.returns = 0
+        self.returns, self.good = 0, 0
 
     def begin(self, over: bool = False) -> TrainState:
         """A fresh state; `over` that of an earlier run, whose checkpoints are then deleted. Once all is there
@@ -89,13 +91,13 @@ class Run:
             self.recipe.save(self.folder / "config.json")
             self.corpus.tokenizer.save(self.folder / "tokenizer")
 
-    def resume(self) -> TrainState:
-        """The state of the newest intact checkpoint.
+    def resume(self, tell: Tell = lambda said: None) -> TrainState:
+        """The state of the newest intact checkpoint. `tell` hears of a newer one that is damaged.
 
         Raises `ValueError` if there is none or it is from another recipe (its length and cadence may differ).
         """
         blank = self._blank()
-        state = self._restore(blank, self._load(blank))
+        state = self._restore(blank, self._load(blank, tell=tell))
         self._introduce()  # the recipe may have another length and cadence now
         return state
 
@@ -145,6 +147,9 @@ class Run:
 
         Each time it goes back one checkpoint further. Raises `ValueError` when it gives up.
         """
+        self.good = 0 if state.skipped else self.good + 1
+        if self.good >= RECOVERED:
+            self.returns = 0
         if state.skipped < PATIENCE:
             return state
         self.returns += 1
@@ -163,9 +168,9 @@ class Run:
         state.skipped = 0
         return state
 
-    def _load(self, state: TrainState, passing: int = 0) -> dict[str, Any]:
+    def _load(self, state: TrainState, passing: int = 0, tell: Tell = lambda said: None) -> dict[str, Any]:
         """The newest intact checkpoint: all ranks verify a share of it, and read what they are to hold."""
-        return self.keeper.load(passing=passing, empty=like(state.model))
+        return self.keeper.load(passing=passing, empty=like(state.model), tell=tell)
 
     def _pack(self, state: TrainState) -> dict[str, Any]:
         mine = {"loader": state.loader.state_dict(), "random": random_state(depth=state.rng)}
@@ -180,8 +185,11 @@ class Run:
         }
 
     def _restore(self, state: TrainState, saved: dict[str, Any]) -> TrainState:
-        # By way of `Recipe`, which knows the defaults of fields that are younger than the checkpoint.
-        ours, theirs = self.recipe.to_dict(), Recipe.from_dict(saved["config"]).to_dict()
+        # By way of `Recipe`, which knows the defaults of fields that are younger than the checkpoint. Older
+        # ones may hold relative paths.
+        ours, theirs = (
+            recipe.anchored().to_dict() for recipe in (self.recipe, Recipe.from_dict(saved["config"]))
+        )
         for name in MAY_DIFFER:
             theirs[name] = ours[name]
         require_same(theirs, ours, "recipe")
@@ -205,9 +213,9 @@ class Run:
 
 
 def _score(metrics: Metrics) -> float | None:
-    """What the best checkpoint is the lowest in."""
+    """What the best checkpoint is the lowest in; none where it was not measured or is not finite."""
     score: float | None = metrics.get("eval_bits_per_byte", metrics.get("eval_error"))
-    return score
+    return score if score is not None and math.isfinite(score) else None
 
 
 @contextmanager

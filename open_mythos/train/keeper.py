@@ -70,28 +70,34 @@ class Keeper:
             raise error
 
     def load(
-        self, folder: Path | None = None, passing: int = 0, empty: pieces.Empty | None = None
+        self,
+        folder: Path | None = None,
+        passing: int = 0,
+        empty: pieces.Empty | None = None,
+        tell: checkpoint.Tell = lambda said: None,
     ) -> dict[str, Any]:
         """The state saved in `folder`, or else in the newest checkpoint that all ranks find intact.
 
         `passing` goes by that many of the newest ones, as far as there are older. What was saved in shards
-        is read into what `empty` makes.
+        is read into what `empty` makes. `tell` hears of a newer one that is damaged.
 
         Raises `ValueError` if there is none, and says why each candidate was refused.
         """
         if folder is not None:
             return read_state(folder, empty)
-        refused: list[str] = []
+        refused: dict[Path, str] = {}
         share = (self.world.rank, self.world.size)
         candidates = self.world.first(lambda: list(reversed(checkpoint.steps_in(self.run).values())))
         for candidate in candidates[max(0, min(passing, len(candidates) - 1)) :]:
             state, trouble = _try_to_read(candidate, empty, share)
             troubles = [said for said in self.world.each(trouble) if said is not None]
             if state is not None and not troubles:
+                if said := checkpoint.passed_over(refused | checkpoint.broken_in(self.run), candidate):
+                    tell(said)
                 return state
-            refused.append(troubles[0])
+            refused[candidate] = troubles[0]
         raise ValueError(
-            f"{self.run} has no intact checkpoint" + "".join(f"; {reason}" for reason in refused)
+            f"{self.run} has no intact checkpoint" + "".join(f"; {reason}" for reason in refused.values())
         )
 
     def discard_after(self, step: int) -> None:
@@ -164,8 +170,11 @@ class Keeper:
 
     def _ranked(self) -> list[Path]:
         folders = checkpoint.steps_in(self.run).values()
-        scores = {folder: checkpoint.read_manifest(folder)["score"] for folder in folders}
-        return sorted((folder for folder in folders if scores[folder] is not None), key=lambda f: scores[f])
+        scores: dict[Path, Any] = {
+            folder: checkpoint.read_manifest(folder).get("score") for folder in folders
+        }
+        scored = (folder for folder in folders if isinstance(scores[folder], int | float))
+        return sorted(scored, key=lambda folder: scores[folder])
 
 
 def read_state(

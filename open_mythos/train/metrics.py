@@ -21,11 +21,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from open_mythos.whole import writing
+
 
 class MetricsLog:
     """Appends to metrics.jsonl. `keep` is the step to resume from: later lines are dropped (0: all are)."""
 
     def __init__(self, path: Path, keep: int = 0) -> None:
+        self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         os.truncate(path, _bytes_up_to(path, keep))
@@ -36,11 +39,13 @@ class MetricsLog:
         if "step" not in metrics:
             raise ValueError(f"a line of metrics needs its step, got {', '.join(metrics) or 'nothing'}")
         row = {name: _plain(value) for name, value in metrics.items()}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self.path):
+            self._file.close()
 
     def __enter__(self) -> "MetricsLog":
         return self

@@ -10,7 +10,7 @@ from open_mythos.config import Config
 from open_mythos.data.corpus import Corpus, CorpusConfig, Reading, Reasoning, Streamed
 from open_mythos.data.puzzles import PUZZLES, puzzle_named
 from open_mythos.data.shards import open_corpus
-from open_mythos.data.text import Hub, source
+from open_mythos.data.text import Files, Hub, source
 from open_mythos.model import Model
 from open_mythos.train.keeper import Keep
 from open_mythos.train.lr import LearningRate, WarmupStableDecay
@@ -93,6 +93,16 @@ class Recipe(Config):
                 f"expert_parallel={self.expert_parallel} out"
             )
 
+    def anchored(self) -> "Recipe":
+        """With absolute paths to the data, which mean the same wherever the recipe is read."""
+        data = self.data
+        if isinstance(data, Prepared):
+            return self.replace(data=data.replace(folder=str(Path(data.folder).absolute())))
+        if isinstance(data, CorpusConfig | Streamed) and isinstance(data.source, Files):
+            paths = tuple(str(Path(path).absolute()) for path in data.source.paths)
+            return self.replace(data=data.replace(source=data.source.replace(paths=paths)))
+        return self
+
     @property
     def rows(self) -> int:
         """Sequences per forward pass."""
@@ -142,4 +152,4 @@ def data_named(spoken: Sequence[str], recipe: Recipe) -> Data:
     found = source(*spoken)
     if isinstance(found, Hub) and isinstance(before, CorpusConfig):
         return Streamed(source=found, tokenizer=before.tokenizer)
-    return before.replace(source=found)
+    return before.replace(source=found, ends=isinstance(found, Files))

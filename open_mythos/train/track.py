@@ -18,6 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple
 
+from open_mythos.whole import write_whole
+
 Kind = Literal["auto", "none", "trackio", "wandb", "tensorboard"]  # auto: trackio where it is installed
 
 PROJECT = "open_mythos"
@@ -127,7 +129,7 @@ def _name(folder: Path, step: int) -> str:
     if step and path.is_file():
         return str(json.loads(path.read_text())["name"])
     name = f"{folder.resolve().name}-{secrets.token_hex(3)}"
-    path.write_text(json.dumps({"name": name}) + "\n")
+    write_whole(path, json.dumps({"name": name}) + "\n")
     return name
 
 

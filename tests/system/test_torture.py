@@ -135,6 +135,12 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_undone(at: int, tmp
     assert state.loader.state_dict() == calm.loader.state_dict()  # going back, it read no batch twice
 
 
+def test_what_was_long_ago_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("open_mythos.train.fit.RECOVERED", 6)
+    incidents = [poison(at) for at in (5, 25, 45, 65)]
+    assert toy.train(toy.recipe(tmp_path, steps=80, save_every=2), tmp_path / "run", incidents).step == 80
+
+
 def test_a_run_that_stays_not_finite_stops_and_says_what_to_do(tmp_path: Path) -> None:
     recipe = toy.recipe(tmp_path, steps=200, optimiser=AdamW(lr=1e38))
     recipe.save(tmp_path / "toy.json")

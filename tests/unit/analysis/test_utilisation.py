@@ -34,3 +34,9 @@ def test_the_peak_is_measured_quickly_and_is_not_beaten() -> None:
     began = time.perf_counter()
     _ = a @ a
     assert 0 < 2 * 256**3 / (time.perf_counter() - began) < 2 * peak
+
+
+def test_measuring_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    measured_peak(CPU, torch.float32, seconds=0.01)
+    assert torch.equal(torch.get_rng_state(), before)

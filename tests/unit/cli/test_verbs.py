@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from open_mythos.cli import main as cli
+from open_mythos.cli.generate import _Continuation, _print_all, _print_as_it_comes
 from open_mythos.cli.named import choice
 from open_mythos.cli.sweep import depths
 from open_mythos.data.corpus import CorpusConfig
 from open_mythos.data.text import Files
 from open_mythos.data.tokenizer import Bytes
+from open_mythos.infer.generate import Emitted
 from open_mythos.loop.exit import Exit, StateChange, Steps
 from open_mythos.train import checkpoint
 from open_mythos.train.recipe import Recipe
@@ -97,6 +99,43 @@ def test_generate_at_a_depth_and_with_an_exit_says_how_deep(run, capsys):
     assert "steps per token over 6 tokens" in shared[2]
 
 
+class Words:
+    """A tokenizer that decodes token i to the i-th of these words."""
+
+    words = ("A", " brown", " fox", " sees", " a", "fox")
+
+    def decode(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+
+@pytest.mark.parametrize(
+    ("stop", "text"),
+    [
+        ((), "A brown fox sees"),
+        (("brown",), "A brown"),
+        (("row",), "A brow"),
+        (("n f",), "A brown f"),
+        (("sees", "n f", "fox"), "A brown f"),
+        (("never",), "A brown fox sees"),
+    ],
+)
+def test_a_stop_ends_the_text_wherever_its_tokens_begin(capsys, stop, text):
+    made = [Emitted(0, token, 2, "length" if token == 3 else None) for token in range(4)]
+    row = _Continuation(Words(), stop)
+    _print_as_it_comes(iter(made), "> ", row)
+    assert capsys.readouterr().out == f"> {text}\n"
+    assert len(row.depths) == len(text.split())
+    rows = [_Continuation(Words(), stop), _Continuation(Words(), ("A",))]
+    _print_all((e._replace(row=i) for e in made for i in (0, 1)), "> ", rows)
+    assert capsys.readouterr().out == f"--- 1\n> {text}\n--- 2\n> A\n"
+
+
+def test_generate_stops_at_a_text(run, capsys):
+    words = ("generate", run, "--prompt", "line 3", "--tokens", 12, "--seed", 5)
+    said = mythos(capsys, *words)[1].removeprefix("line 3")
+    assert mythos(capsys, *words, "--stop", said[2])[1] == f"line 3{said[: said.index(said[2]) + 1]}\n"
+
+
 @pytest.mark.filterwarnings("ignore:.*script_method.*:DeprecationWarning")  # in PyTorch's own imports
 def test_generate_asks_for_a_compiler_before_it_begins(run, capsys):
     from torch._inductor import config
@@ -137,6 +176,7 @@ def test_sweep_prints_and_writes_what_the_report_reads(run, capsys):
         (["generate", "RUN", "--prompt", "a", "--top-p", "1.5"], "top_p should be in (0, 1], got 1.5"),
         (["generate", "RUN", "--prompt", "a", "--step", "9"], "has no checkpoint of step 9; it has steps 10"),
         (["generate", "RUN", "--prompt", "a", "--tokens", "0"], "--tokens should be at least 1, got 0"),
+        (["generate", "RUN", "--prompt", "a", "--device", "meta"], "the device 'meta' cannot be used"),
         (["generate", "RUN", "--prompt", "a", "--stop", ""], "--stop should be some text"),
         (["generate", "RUN", "--prompt", "\udcff"], "the prompt is not valid UTF-8"),
         (
@@ -181,6 +221,15 @@ def test_a_damaged_checkpoint_says_what_is_wrong(run, tmp_path, capsys, file, sa
         assert status == 2
         assert "it has none that is whole: " in err
         assert says in err
+        assert err.count("\n") == 1
+
+
+def test_a_config_nested_too_deeply_is_one_sentence(run, tmp_path, capsys):
+    shutil.copytree(run, tmp_path / "deep")
+    (tmp_path / "deep" / "config.json").write_text("[" * 100_000)
+    for words in (["generate", tmp_path / "deep", "--prompt", "a"], ["show", tmp_path / "deep"]):
+        status, _, err = mythos(capsys, *words)
+        assert (status, "maximum recursion depth exceeded" in err) == (2, True), err
         assert err.count("\n") == 1
 
 

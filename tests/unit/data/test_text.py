@@ -8,7 +8,16 @@ import pytest
 
 from open_mythos.data import network
 from open_mythos.data.network import OfflineError
-from open_mythos.data.text import Files, Hub, Stdlib, is_held_out, place_of, source, split_documents
+from open_mythos.data.text import (
+    Files,
+    Hub,
+    Stdlib,
+    is_held_out,
+    place_of,
+    source,
+    split_documents,
+    split_text,
+)
 
 
 def test_stdlib_is_real_code_without_tests() -> None:
@@ -51,6 +60,9 @@ def test_parquet_parts_are_row_groups(tmp_path: Path) -> None:
     assert [text for _, text in files.rows(files.parts()[1], start=2)] == ["row 6", "row 7"]
     with pytest.raises(ValueError, match="has no column 'text'; it has body"):
         list(files.replace(text_field="text").documents())
+    parquet.write_table(arrow.table({"text": [1, 2]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b\.parquet: the column 'text' should hold text, got int"):
+        list(Files(paths=(str(tmp_path / "b.parquet"),)).documents())
 
 
 def test_long_text_is_cut_at_blank_lines_and_nothing_is_lost(tmp_path: Path) -> None:
@@ -74,7 +86,8 @@ def test_rows_go_on_from_any_row(tmp_path: Path) -> None:
     [
         ("not json\n", "line 1: not valid JSON"),
         ('{"body": "x"}\n', "the text in 'text', got body"),
-        ("[1]\n", "got list"),
+        ("[1]\n", "got a list"),
+        ('{"text": 5}\n', "the text in 'text', got a number there"),
     ],
 )
 def test_bad_rows_say_where_and_what(tmp_path: Path, content: str, message: str) -> None:
@@ -90,6 +103,12 @@ def test_bad_files_say_what_is_wrong(tmp_path: Path) -> None:
         Files(paths=(str(tmp_path),)).parts()
     with pytest.raises(ValueError, match="at least one"):
         Files(paths=())
+    packed = gzip.compress(b"a text that is packed" * 99)
+    for content in (b"no such thing", packed[:-20], packed[:20] + b"?" + packed[21:]):
+        for name in ("a.txt.gz", "a.jsonl.gz"):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(ValueError, match=f"cannot read .*{name}: "):
+                list(Files(paths=(str(tmp_path / name),)).documents())
     (tmp_path / "data.bin").write_bytes(b"a\0b")
     with pytest.raises(ValueError, match="zero bytes"):
         list(Files(paths=(str(tmp_path / "data.bin"),)).documents())
@@ -117,6 +136,43 @@ def test_a_tiny_corpus_still_splits() -> None:
         split_documents(["a", "b"], 0.0)
 
 
+@pytest.mark.parametrize("size", [800, 3000, 16_384, 20_000, 60_000, 200_000])
+def test_a_small_corpus_holds_out_as_much_text_as_was_asked_for(tmp_path: Path, size: int) -> None:
+    text = "\n".join(f"line {i} says {i * i % 97}" for i in range(size // 12))[:size]
+    (tmp_path / "book.txt").write_text(text)
+    documents = list(Files(paths=(str(tmp_path / "book.txt"),)).documents())
+    training, held_out = split_text(documents, 0.05)
+    assert 0.025 < len("".join(held_out)) / len(text) < 0.08
+    assert held_out[-1].startswith("line ")
+    assert sorted("".join(training + held_out)) == sorted(text)
+    assert split_text(documents, 0.05) == (training, held_out)
+
+
+def test_few_short_documents_are_held_out_whole() -> None:
+    documents = [f"document {i} of a few" for i in range(60)]
+    training, held_out = split_text(documents + documents[:1], 0.05)
+    assert 2 <= sum(text in documents for text in held_out) <= 3
+    assert split_text(documents[::-1], 0.05)[1] == held_out[::-1]
+    assert not {*held_out} & {*training}
+
+
+def test_equal_documents_are_cut_alike() -> None:
+    training, held_out = split_text(["the same words\n" * 20] * 3, 0.1)
+    assert len({*training}) == len({*held_out}) == 1
+    assert len(training) == len(held_out) == 3
+
+
+def test_many_documents_are_split_as_ever() -> None:
+    documents = [f"document {i}" for i in range(200)]
+    assert split_text(documents, 0.05) == split_documents(documents, 0.05)
+
+
+@pytest.mark.parametrize("documents", [[], ["a"], [" \n"]])
+def test_too_little_text_to_split_says_so(documents: list[str]) -> None:
+    with pytest.raises(ValueError, match="is too short to hold out"):
+        split_text(documents, 0.1)
+
+
 def test_source_understands_what_users_type(tmp_path: Path) -> None:
     assert source("python") == Stdlib() == source()
     assert source(str(tmp_path)) == Files(paths=(str(tmp_path),))
@@ -125,6 +181,16 @@ def test_source_understands_what_users_type(tmp_path: Path) -> None:
     assert source("some/dataset") == Hub(name="some/dataset", config=None)
     with pytest.raises(ValueError, match="no file or folder 'nowhere'"):
         source("nowhere")
+
+
+@pytest.mark.parametrize("word", ["texts/bok.txt", "texts/more", "nowhere/a.jsonl", "nowhere/a.txt.gz"])
+def test_a_mistyped_path_is_no_dataset_of_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    (tmp_path / "texts").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"there is no file or folder '{word}'; give paths"):
+        source(word)
 
 
 def test_offline_is_said_at_once_with_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,7 +117,9 @@ def test_foreign_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04")
     with pytest.raises(ValueError, match=r"holds pytorch_model.bin"):
         load(tmp_path)
-    for manifest in ("{", "[]", '{"format": "other"}', json.dumps({"format": checkpoint.FORMAT})):
+    whole = {"format": checkpoint.FORMAT, "aliases": {}}
+    of_ours = (json.dumps(whole | more) for more in ({}, {"files": {"meta.json": 3}}, {"files": {"a": {}}}))
+    for manifest in ("{", "[]", "[" * 100_000, '{"format": "other"}', *of_ours):
         (tmp_path / "manifest.json").write_text(manifest)
         with pytest.raises(ValueError, match=r"manifest\.json|format"):
             load(tmp_path)

@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_going_back_discards_the_abandoned_branch(tmp_path: Path) -> None:
         keeper.save(step, {"x": step})
     keeper.discard_after(1)
     assert names(tmp_path) == [1]
+
+
+def test_a_manifest_without_a_score_is_of_an_unscored_checkpoint(tmp_path: Path) -> None:
+    keeper = Keep(last=1, best=1, background=False).build(tmp_path)
+    keeper.save(1, {"x": 1}, score=1.0)
+    path = checkpoint.step_folder(tmp_path, 1) / "manifest.json"
+    for score in ({}, {"score": "good"}):
+        manifest = json.loads(path.read_text())
+        manifest.pop("score", None)
+        path.write_text(json.dumps(manifest | score))
+        assert keeper.best() is None
 
 
 @pytest.mark.parametrize("config", [Keep(last=0), Keep(best=-1)])
