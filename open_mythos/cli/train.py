@@ -41,8 +41,8 @@ class Options:
     """Dotted assignments to the recipe; values are JSON."""
 
     data: tuple[str, ...] = ()
-    """Text files or folders, a prepared token folder, a dataset of the Hub (streamed), or puzzles such as
-    khop. Default: Python's own source."""
+    """Text files or folders, a prepared token folder, files of token ids (.npy, .bin), a dataset of the Hub
+    (streamed), or puzzles such as khop. Default: Python's own source."""
 
     out: Path | None = None
     """The run's folder. Default: runs/RECIPE."""

@@ -4,6 +4,7 @@
     Streamed       any source, read on the fly: FineWeb-Edu unless told otherwise
     Reasoning      puzzles made on the fly, one or a mixture
     open_corpus    what `mythos data prepare` wrote (`shards.py`)
+    TokenFiles     token ids made elsewhere (`token_files.py`)
 
 All are read the same way: `Corpus.loader` gives the batches of one rank, with a state that resumes exactly.
 """

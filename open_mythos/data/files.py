@@ -185,7 +185,10 @@ def _pieces(path: str, longest: int) -> Iterator[str]:
                 yield held
                 held, mark, rest = rest.partition(END_OF_TEXT)
             if "\0" in line:
-                raise ValueError(f"{path} does not look like text: it holds zero bytes")
+                raise ValueError(
+                    f"{path} does not look like text: it holds zero bytes (token ids come as .npy or .bin "
+                    "files alone, or as a folder of `mythos data prepare`)"
+                )
             while len(held) > longest:
                 cut = _cut(held, longest)
                 yield held[:cut]

@@ -11,6 +11,7 @@ from open_mythos.data.corpus import Corpus, CorpusConfig, Reading, Reasoning, St
 from open_mythos.data.puzzles import PUZZLES, puzzle_named
 from open_mythos.data.shards import open_corpus
 from open_mythos.data.text import Files, Hub, source
+from open_mythos.data.token_files import ENDINGS, TokenFiles
 from open_mythos.model import Model
 from open_mythos.train.keeper import Keep
 from open_mythos.train.lr import LearningRate, WarmupStableDecay
@@ -32,7 +33,7 @@ class Prepared(Config):
 CADENCE = ("eval_every", "eval_rows", "eval_stride", "sample_every", "save_every")
 POSITIVE = ("length", "batch", "micro", "steps", "seconds", "clip", *CADENCE)
 
-Data = CorpusConfig | Prepared | Streamed | Reasoning
+Data = CorpusConfig | Prepared | TokenFiles | Streamed | Reasoning
 
 
 class Recipe(Config):
@@ -98,6 +99,10 @@ class Recipe(Config):
         data = self.data
         if isinstance(data, Prepared):
             return self.replace(data=data.replace(folder=str(Path(data.folder).absolute())))
+        if isinstance(data, TokenFiles):
+            folder = None if data.tokenizer is None else str(Path(data.tokenizer).absolute())
+            paths = tuple(str(Path(path).absolute()) for path in data.paths)
+            return self.replace(data=data.replace(paths=paths, tokenizer=folder))
         if isinstance(data, CorpusConfig | Streamed) and isinstance(data.source, Files):
             paths = tuple(str(Path(path).absolute()) for path in data.source.paths)
             return self.replace(data=data.replace(source=data.source.replace(paths=paths)))
@@ -140,12 +145,15 @@ class Recipe(Config):
 
 
 def data_named(spoken: Sequence[str], recipe: Recipe) -> Data:
-    """What a user means by these words: a prepared folder, puzzles, or text for the recipe's tokenizer.
+    """What a user means by these words: a prepared folder, token files, puzzles, or text for the recipe's
+    tokenizer.
 
     A data set of the Hub is streamed. Raises `ValueError` for words that are none of these.
     """
     if len(spoken) == 1 and (Path(spoken[0]) / "index.json").is_file():
         return Prepared(folder=spoken[0])
+    if spoken and all(Path(word).suffix in ENDINGS and Path(word).is_file() for word in spoken):
+        return TokenFiles(paths=tuple(spoken))
     if spoken and all(word.lower() in PUZZLES for word in spoken):
         return Reasoning(puzzles=tuple(puzzle_named(word) for word in spoken))
     before = recipe.data if isinstance(recipe.data, CorpusConfig | Streamed) else CorpusConfig()
