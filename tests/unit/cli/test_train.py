@@ -1,7 +1,6 @@
 """What `mythos train` refuses, it refuses before a run is lost and before anything new is left."""
 
 import hashlib
-import os
 import re
 import shlex
 from pathlib import Path
@@ -114,18 +113,10 @@ def test_what_is_refused_leaves_nothing(run, tmp_path, capsys, words, sentence):
 
 @pytest.mark.parametrize("call", [1, 2, 3])
 def test_a_full_disk_at_the_beginning_says_what_to_do_and_leaves_no_halves(
-    run, tmp_path, capsys, monkeypatch, call
+    run, tmp_path, capsys, full_disk, call
 ):
     """The first file is config.json, then come two of the tokenizer."""
-    calls, fsync = [0], os.fsync
-
-    def failing(handle: int) -> None:
-        calls[0] += 1
-        if calls[0] == call:
-            raise OSError(28, "No space left on device")
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", failing)
+    full_disk(call)
     status, _, err = mythos(capsys, run[0], "--out", tmp_path / "new")
     names = ("config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
     said = f"cannot write {tmp_path / 'new' / names[call - 1]}: No space left on device; free some space"
@@ -135,14 +126,10 @@ def test_a_full_disk_at_the_beginning_says_what_to_do_and_leaves_no_halves(
     assert mythos(capsys, run[0], "--out", tmp_path / "new")[0] == 0
 
 
-def test_a_full_disk_leaves_the_recipe_of_a_run_that_goes_on(run, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_leaves_the_recipe_of_a_run_that_goes_on(run, tmp_path, capsys, full_disk):
     toy.train(Recipe.load(run[0]), tmp_path / "full")
     before = contents(tmp_path / "full")
-
-    def failing(handle: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", failing)
+    full_disk(1)
     assert mythos(capsys, "--resume", "--steps", 9, "--out", tmp_path / "full")[0] == 1
     assert contents(tmp_path / "full") == before
 

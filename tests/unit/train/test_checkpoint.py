@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,25 +175,16 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, room: int) -> None:
 
 @pytest.mark.parametrize("call", range(1, 12))
 def test_an_error_at_any_sync_leaves_the_old_or_the_new(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: int
+    tmp_path: Path, full_disk: Callable[[int], None], call: int
 ) -> None:
     save(tmp_path / "c", tensors(1.0), META)
-    calls, fsync = [0], os.fsync
-
-    def failing(handle: int) -> None:
-        calls[0] += 1
-        if calls[0] == call:
-            raise OSError(28, "No space left on device")
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", failing)
+    full_disk(call)
     failed = False
     try:
         save(tmp_path / "c", tensors(2.0), META)
     except OSError:
         failed = True
     assert failed == (call <= 7)  # three parts, meta, manifest, the draft and the folder above
-    monkeypatch.setattr(os, "fsync", fsync)
     recover(tmp_path)
     assert load(tmp_path / "c")[0]["optimizer/w/step"] == (1.0 if call <= 6 else 2.0)
     assert sorted(os.listdir(tmp_path)) == ["c"]
