@@ -125,7 +125,7 @@ class OpenMythos(Shell):
         Raises `ValueError` for empty input, ids outside the vocabulary, more tokens than `cfg.max_seq_len`,
         `n_loops` below one and a `start_pos` that is not where the cache ends.
         """
-        _check_ids(input_ids)
+        self.lm.check(input_ids)
         if kv_cache is not None and not isinstance(kv_cache, dict):
             raise TypeError(f"kv_cache should be a dict, empty at first, got {type(kv_cache).__name__}")
         cache = None if kv_cache is None else DictCache(kv_cache, self._kv_rank)
@@ -228,15 +228,6 @@ def _loading(model: OpenMythos, state: dict[str, Tensor], prefix: str, *rest: An
     *_, complaints = rest
     held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
     complaints += original.adopt(state, prefix, original.joints_of(model.lm.config, "lm."), held)
-
-
-def _check_ids(ids: object) -> None:
-    if not isinstance(ids, Tensor):
-        raise TypeError(f"input_ids should be a tensor of shape (B, T), got {type(ids).__name__}")
-    if ids.ndim != 2 or ids.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"input_ids should be int64 or int32 of shape (B, T), got {ids.dtype} {tuple(ids.shape)}"
-        )
 
 
 def _first(start_pos: int | None) -> int:
