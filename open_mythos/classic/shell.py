@@ -5,6 +5,7 @@ left out. What a shell shows of its core can be read and its weights written; an
 into the core, which is what runs, so an assignment here raises instead of changing nothing.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,7 +29,7 @@ class Shell(nn.Module):
             object.__setattr__(self, name, value)
 
 
-class Part(Shell):
+class Part(Shell, ABC):
     """A shell whose module is `core`."""
 
     core: Any
@@ -40,9 +41,9 @@ class Part(Shell):
         self.register_state_dict_post_hook(_saved)
         self.register_load_state_dict_pre_hook(_loading)
 
+    @abstractmethod
     def joints(self) -> Iterator[tuple[str, Joint]]:
         """How each weight of `core` is made of the original's."""
-        raise NotImplementedError
 
 
 def _saved(part: Part, state: dict[str, Tensor], prefix: str, local: Any) -> None:
