@@ -756,4 +756,11 @@ MUTATIONS = [
         "torch.zeros_like(grams[0])",
         f"{LAWS}rows.py -k test_tokens_of_either_width[ngrams]",
     ),
+    Mutation(
+        "mode: what was frozen stays frozen",
+        "nn/mode.py",
+        "module.training = training",
+        "module.training = True",
+        "unit/nn/test_mode.py",
+    ),
 ]

@@ -24,6 +24,7 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.loop.state import State
 from open_mythos.model import LoopedLM
 from open_mythos.nn.context import Context
+from open_mythos.nn.mode import evaluating
 from open_mythos.nn.tally import Tally
 from open_mythos.train.loss import next_token_loss
 from open_mythos.train.precision import Precision, arithmetic, resolve
@@ -62,15 +63,12 @@ def sweep(
     """
     wanted = sorted(set(loops or range(1, FURTHER * model.steps + 1)))
     _check(model, wanted, length)
-    device, training = model.embed.weight.device, model.training
-    model.eval()
+    device = model.embed.weight.device
     totals = _Totals(wanted)
-    try:
+    with evaluating(model):
         for part in in_order(held_out, length, min(batch, rows), -(-rows // min(batch, rows))):
             with torch.inference_mode(), arithmetic(resolve(precision, device), device):
                 _measure(model, part.to(device), totals)
-    finally:
-        model.train(training)
     return totals.sweep(model.steps, len(held_out) / held_out.text_bytes)
 
 

@@ -310,7 +310,6 @@ def _sample(run: Run, state: TrainState) -> str:
         done = generate(
             state.model, [prompt], max_new_tokens=room, sampling=Sampling(temperature=0.7, seed=state.step)
         )[0]
-    state.model.train()
     return run.corpus.tokenizer.decode([*prompt, *done.tokens])
 
 

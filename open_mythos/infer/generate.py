@@ -27,6 +27,7 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
 from open_mythos.nn.cache import KVCache, LastExited, PerLoop, Policy
 from open_mythos.nn.context import Context
+from open_mythos.nn.mode import evaluating
 from open_mythos.shapes import Hidden, Tokens
 
 if TYPE_CHECKING:
@@ -131,9 +132,7 @@ def stream(  # noqa: PLR0913 (all of them by name)
 
 
 def _emit(flight: "_Flight", ends: "_Ends", budget: int, at_once: int) -> Iterator[Emitted]:
-    training = [(module, module.training) for module in flight.model.modules()]
-    flight.model.eval()
-    try:
+    with evaluating(flight.model):
         with torch.inference_mode():
             made = flight.prefill()
         written: list[list[int]] = [[] for _ in flight.owners]
@@ -147,9 +146,6 @@ def _emit(flight: "_Flight", ends: "_Ends", budget: int, at_once: int) -> Iterat
             with torch.inference_mode():
                 flight.keep(staying)
                 made = torch.cat([flight.advance() for _ in range(min(at_once, left))]).cpu()
-    finally:
-        for module, mode in training:
-            module.training = mode
 
 
 def _read_off(

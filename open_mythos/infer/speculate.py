@@ -20,6 +20,7 @@ from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
 from open_mythos.nn.cache import KVCache
 from open_mythos.nn.context import Context
+from open_mythos.nn.mode import evaluating
 
 
 class Speculated(NamedTuple):
@@ -50,10 +51,9 @@ def speculate(
     """
     ends, loops = frozenset(eos), model.steps if loops is None else loops
     _check(model, prompt, max_new_tokens, min(draft_loops, loops), lookahead, threshold)
-    training = model.training
-    read = _Reader(model.eval(), KVCache(1, len(prompt) + max_new_tokens - 1))  # nobody reads the last one
+    read = _Reader(model, KVCache(1, len(prompt) + max_new_tokens - 1))  # nobody reads the last one
     drafted = kept = calls = 0
-    try:
+    with evaluating(model):
         new = [int(read(prompt, 0, loops)[-1].argmax())]
         while len(new) < max_new_tokens and not ends.intersection(new):
             at = len(prompt) + len(new) - 1  # of the newest token, which nobody has read yet
@@ -62,8 +62,6 @@ def speculate(
             agreed = len(passed) - (passed != drafts)
             drafted, kept, calls = drafted + len(drafts), kept + agreed, calls + 1
             new += passed
-    finally:
-        model.train(training)
     stop = next((i + 1 for i, token in enumerate(new) if token in ends), len(new))
     return Speculated(new[:stop], drafted, kept, calls)
 

@@ -15,6 +15,7 @@ from open_mythos.data.puzzles.puzzle import Puzzles, batch_of, examples_of
 from open_mythos.data.rows import Tokens, in_order
 from open_mythos.loop.schedule import Plan
 from open_mythos.model import LoopedLM
+from open_mythos.nn.mode import evaluating
 from open_mythos.train.loss import IGNORED, next_token_loss
 from open_mythos.train.precision import Precision, arithmetic, resolve
 from open_mythos.train.recipe import Recipe
@@ -60,16 +61,14 @@ def wrong_answers(
     precision: Precision = "auto",
 ) -> float:
     """The share of `each` examples per difficulty whose answer is not right in every word."""
-    device, training = model.embed.weight.device, model.training
-    model.eval()
+    device = model.embed.weight.device
     wrong, count = 0, 0
     for difficulty in difficulties:
         tokens, targets, _ = batch_of(puzzle, examples_of(puzzle, difficulty, each), length).to(device)
-        with arithmetic(resolve(precision, device), device):
+        with evaluating(model), arithmetic(resolve(precision, device), device):
             best = model.head(model.features(tokens, plan)).argmax(-1)
         right = ((best == targets) | (targets == IGNORED)).all(1)
         wrong, count = wrong + int((~right).sum()), count + len(right)
-    model.train(training)
     return wrong / count
 
 
@@ -91,17 +90,14 @@ def held_out_bits(
     Bytes are counted by the text's average per token.
     """
     device = model.embed.weight.device
-    training = model.training
-    model.eval()
     nats, count = 0.0, 0
     limit = None if rows is None else -(-rows // batch)
     for part in in_order(text, length, batch, limit, stride):
         tokens, targets, _ = part.to(device)
-        with arithmetic(resolve(precision, device), device):
+        with evaluating(model), arithmetic(resolve(precision, device), device):
             loss = next_token_loss(model.features(tokens, plan), model.head.weight, targets)
         nats += float(loss.tokens.sum())
         count += int(loss.valid)
-    model.train(training)
     return nats / count / math.log(2) * len(text) / text.text_bytes
 
 
