@@ -223,7 +223,7 @@ class Context:
                 raise ValueError(DOCUMENTS_AND_CACHE)
             columns = torch.arange(self.end, device=ask.device)
             visible = (columns <= ask.clamp_min(0)).expand(len(ask), -1, -1)
-        if self._whole:  # Padding looks at itself: a row of no columns has no softmax.
+        if self._whole:  # Padding looks at itself: of no columns not every kernel has a softmax.
             visible = visible | torch.eye(ask.shape[1], dtype=torch.bool, device=ask.device)
         if self.documents is not None and there.documents is not None:
             visible = visible & (self.documents[:, :, None] == there.documents[:, None, :])

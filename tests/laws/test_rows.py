@@ -83,6 +83,14 @@ def test_a_mask_can_only_hide(name: str) -> None:
     close(model(tokens, ctx=ctx)[:, 3:], model(tokens[:, 3:], ctx=cut))
 
 
+def test_padding_looks_at_something() -> None:
+    """Not every kernel knows what to say of a query that sees no column."""
+    real = torch.tensor([[0, 0, 1, 1, 0]])
+    sight = Context.padded(words(1, 5), real).sight()
+    assert sight.mask is not None
+    assert sight.mask.any(-1).all()
+
+
 @pytest.mark.parametrize("name", ["mythos-mla", "mythos-gqa-act", "ngrams"])
 def test_documents_and_a_filled_cache_are_refused(name: str) -> None:
     model, tokens, cache = awake(EVERY[name]), words(1, 6), KVCache(1, 6)
