@@ -225,9 +225,9 @@ class OpenMythos(Shell):
 
 def _loading(model: OpenMythos, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
     """What the package open-mythos 0.5.0 saved is understood too, or a part of it."""
-    *_, complaints = rest
+    _, _, missing, _, complaints = rest
     held = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
-    complaints += original.adopt(state, prefix, original.joints_of(model.lm.config, "lm."), held)
+    complaints += original.adopt(state, prefix, original.joints_of(model.lm.config, "lm."), held, missing)
 
 
 def _first(start_pos: int | None) -> int:

@@ -85,6 +85,7 @@ class LoopedLM(nn.Module):
         self.norm = config.norm.build(dim) if config.norm is not None else None
         self.head = Projection(dim, config.vocab)
         self._tie()
+        self.register_load_state_dict_pre_hook(_give_head)
         self.register_load_state_dict_post_hook(_tie_again)
         self._check_tables()
         if not self.embed.weight.is_meta:
@@ -233,6 +234,12 @@ class LoopedLM(nn.Module):
     def read(self, state: State, ctx: Context) -> Logits:
         """The last two verbs: what the answers of `state` say comes next."""
         return self.head(self.decode(state, ctx))
+
+
+def _give_head(model: LoopedLM, state: dict[str, Tensor], prefix: str, *rest: object) -> None:
+    """Where the two are one, the head's weight is loaded last."""
+    if model.config.tied and prefix + "head.weight" in state:
+        state[prefix + "embed.weight"] = state[prefix + "head.weight"]
 
 
 def _tie_again(model: LoopedLM, found: object) -> None:

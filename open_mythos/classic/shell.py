@@ -51,6 +51,6 @@ def _saved(part: Part, state: dict[str, Tensor], prefix: str, local: Any) -> Non
 
 
 def _loading(part: Part, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
-    *_, complaints = rest
+    _, _, missing, _, complaints = rest
     held = dict(part.named_parameters()) | dict(part.named_buffers())
-    complaints += original.adopt(state, prefix, Joints(dict(part.joints())), held)
+    complaints += original.adopt(state, prefix, Joints(dict(part.joints())), held, missing)

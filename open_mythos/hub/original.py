@@ -52,7 +52,7 @@ class Joints(NamedTuple):
     """Of a module: how each of its core's weights is made, and what of the original's it can do without."""
 
     joints: dict[str, Joint]
-    idle: Callable[[str, Tensor], bool] = lambda name, weight: False
+    idle: Callable[[str, object], bool] = lambda name, weight: False
 
 
 def plain_weights(state: object) -> dict[str, Tensor]:
@@ -97,9 +97,10 @@ def joints_of(config: Model, prefix: str = "") -> Joints:
     """A whole model's; `prefix` stands before its core's names."""
     no_act = config.loop is not None and not isinstance(config.loop.halt, ACT)
 
-    def idle(name: str, weight: Tensor) -> bool:
+    def idle(name: str, weight: object) -> bool:
         """Rotary tables, an adapter of rank 0, and the weights of a halting that the config does not use."""
-        return name in TABLES or weight.numel() == 0 or (no_act and ".act." in name)
+        nothing = ".lora." in name and isinstance(weight, Tensor) and weight.numel() == 0
+        return name in TABLES or nothing or (no_act and ".act." in name)
 
     return Joints({prefix + name: joint for name, joint in _joints(config)}, idle)
 
@@ -107,18 +108,23 @@ def joints_of(config: Model, prefix: str = "") -> Joints:
 def name_back(state: dict[str, Any], prefix: str, joints: Mapping[str, Joint]) -> None:
     """In `state`, the core's weights under `prefix` become the original's."""
     for mine, joint in joints.items():
-        state |= zip(
-            (prefix + name for name in joint.names), joint.split(state.pop(prefix + mine)), strict=True
-        )
+        parts = joint.split(state.pop(prefix + mine))
+        state |= {prefix + name: part.contiguous() for name, part in zip(joint.names, parts, strict=True)}
 
 
-def adopt(state: dict[str, Any], prefix: str, wanted: Joints, held: Mapping[str, Tensor]) -> list[str]:
+def adopt(
+    state: dict[str, Any], prefix: str, wanted: Joints, held: Mapping[str, Tensor], missing: list[str]
+) -> list[str]:
     """In `state`, the original's weights under `prefix` become the core's; what one of these needs and is not
-    given stays as it is `held`. Returns complaints about shapes."""
+    given is `missing`, and stays as it is `held`. Returns complaints about shapes."""
     complaints = []
     for mine, joint in wanted.joints.items():
-        given = {name: state.pop(prefix + name) for name in joint.names if prefix + name in state}
+        here = [name for name in joint.names if isinstance(state.get(prefix + name), Tensor)]
+        given = {name: state.pop(prefix + name) for name in here}
         if not given:
+            continue
+        missing += (prefix + name for name in joint.names if name not in given)
+        if held[mine].is_meta and len(given) < len(joint.names):  # there are no numbers to complete it with
             continue
         whole = dict(zip(joint.names, joint.split(held[mine].detach()), strict=True))
         misfits = [name for name, weight in given.items() if weight.shape != whole[name].shape]

@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from open_mythos import main
 from open_mythos.main import MythosConfig, OpenMythos
@@ -403,6 +404,37 @@ class TestWeights:
         assert all(torch.equal(part, whole[name]) for name, part in outer["inside"].to_original().items())
         with pytest.raises(RuntimeError, match=r"norm.weight has shape \(7,\), but here it is \(32,\)"):
             model.recurrent.load_state_dict({"norm.weight": torch.zeros(7)}, strict=False)
+
+    def test_what_is_missing_of_a_stack_is_said(self, model):
+        whole, lost = model.to_original(), "recurrent.block.ffn.routed_experts.0.up.weight"
+        part = {name: weight for name, weight in whole.items() if name != lost}
+        with pytest.raises(RuntimeError, match=rf'Missing key\(s\) in state_dict: "{lost}"'):
+            OpenMythos(model.cfg).load_state_dict(part)
+        assert OpenMythos(model.cfg).load_state_dict(part, strict=False).missing_keys == [lost]
+        with torch.device("meta"):
+            empty = OpenMythos(model.cfg)
+        missing = empty.load_state_dict(part, strict=False, assign=True).missing_keys
+        assert lost in missing
+        assert empty.lm.loop.layers[0].ffn.gate_up.is_meta
+
+    @pytest.mark.parametrize("assign", [True, False])
+    def test_of_two_tied_weights_the_head_is_loaded_last(self, model, assign):
+        other = OpenMythos(model.cfg)
+        seven = torch.full_like(other.head.weight, 7.0)
+        other.load_state_dict(model.to_original() | {"head.weight": seven}, assign=assign)
+        assert other.head.weight is other.embed.weight
+        assert torch.equal(other.head.weight, seven)
+        other.lm.load_state_dict({"head.weight": seven + 1}, strict=False, assign=assign)
+        assert torch.equal(other.embed.weight, seven + 1)
+
+    def test_what_is_no_weight_is_unexpected(self, model):
+        state = model.state_dict() | {"step": 3, "nothing": torch.zeros(0)}
+        assert set(model.load_state_dict(state, strict=False).unexpected_keys) == {"step", "nothing"}
+
+    def test_a_part_can_be_saved(self, model, tmp_path):
+        for part in (model.recurrent, model.prelude[0], model.recurrent.block.ffn):
+            save_file(part.state_dict(), tmp_path / "part.safetensors")
+            part.load_state_dict(load_file(tmp_path / "part.safetensors"))
 
     def test_what_a_training_script_saved(self, model, ids):
         """Its weights under "model", a wrapper's prefix before every name, the tied head left out."""
