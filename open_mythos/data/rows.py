@@ -46,6 +46,8 @@ class Tokens:
             pieces.append(self.arrays[which][at : at + count])
             count -= len(pieces[-1])
             which, at = which + 1, 0
+        if len({piece.dtype for piece in pieces}) > 1:  # numpy takes float64 for some of two kinds
+            pieces = [piece.astype(np.int64) for piece in pieces]
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def count_rows(self, length: int) -> int:

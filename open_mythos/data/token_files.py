@@ -17,6 +17,7 @@ from open_mythos.data.rows import Tokens
 from open_mythos.data.tokenizer import EOS, CoreTokenizer, Tokenizer, load_folder
 
 ENDINGS = (".npy", ".bin")
+NUMBERS = 2**20  # ids that are read and written as numbers, at most
 READ = 2**20  # held-out ids that are written out to see how long their text is
 
 
@@ -31,6 +32,8 @@ class TokenFiles(Config):
     def __post_init__(self) -> None:
         if not 0 < self.held_out < 1:
             raise ValueError(f"the held-out fraction should lie between 0 and 1, got {self.held_out}")
+        if not self.paths:
+            raise ValueError("there are no files of token ids; give at least one path")
 
     def build(self) -> Corpus:
         """Memory-mapped. Raises `ValueError` for files that hold no ids, or ids beyond the tokenizer."""
@@ -46,6 +49,11 @@ class TokenFiles(Config):
         kept = max(1, round(self.held_out * len(whole)))
         held_out = whole.read(len(whole) - kept, kept)
         shown = tokenizer.decode(held_out[:READ].tolist()).encode("utf-8", errors="replace")
+        if not shown:
+            raise ValueError(
+                f"the last {kept} ids of {self.paths[-1]}, which are held out, stand for no text at all; cut "
+                "what fills the file up, or hold out more (data.held_out)"
+            )
         text_bytes = round(len(shown) * kept / min(kept, READ))
         return Corpus(
             tokenizer,
@@ -57,6 +65,11 @@ class TokenFiles(Config):
         folder = Path(self.paths[0]).parent if self.tokenizer is None else Path(self.tokenizer)
         if self.tokenizer is not None or (folder / "tokenizer.json").is_file():
             return load_folder(folder)
+        if largest >= NUMBERS:
+            raise ValueError(
+                f"{', '.join(self.paths)} hold the id {largest}; without a tokenizer ids are below {NUMBERS}."
+                f" Are they {self.dtype} (data.dtype=...)? Else name their tokenizer (data.tokenizer=FOLDER)"
+            )
         words = {str(number): number for number in range(largest + 1)}
         core = tokenizers.Tokenizer(models.WordLevel(words | {EOS: largest + 1}, unk_token=EOS))
         core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -68,7 +81,7 @@ def _opened(path: Path, dtype: np.dtype) -> np.ndarray:
     try:
         bare = path.suffix != ".npy"
         ids = _mapped(path, dtype) if bare else np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise ValueError(f"cannot read token ids from {path}: {error}") from error
     if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
         kind = f"{ids.dtype} of shape {ids.shape}" if isinstance(ids, np.ndarray) else type(ids).__name__

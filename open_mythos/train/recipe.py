@@ -160,4 +160,6 @@ def data_named(spoken: Sequence[str], recipe: Recipe) -> Data:
     found = source(*spoken)
     if isinstance(found, Hub) and isinstance(before, CorpusConfig):
         return Streamed(source=found, tokenizer=before.tokenizer)
+    if isinstance(before, Streamed):
+        return before.replace(source=found)
     return before.replace(source=found, ends=isinstance(found, Files))
