@@ -212,7 +212,7 @@ class _Run:
         # A step tells a tally of its own, or a compiled one would be made anew for every number of visits.
         own = None if tally is None else Tally()
         ctx = ctx if own is None else ctx.with_tally(own)
-        if self.loop.remat and torch.is_grad_enabled():
+        if self.loop.remat and torch.is_grad_enabled() and not transformed():
             state = State(*checkpoint(self.take, batch.state, ctx, step, last, use_reentrant=False))
         else:
             state = self.take(batch.state, ctx, step, last)

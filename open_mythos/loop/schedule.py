@@ -207,6 +207,7 @@ class Ramp(Config):
         mean = self.start + rise * (self.mean_steps - self.start)
         if self.redrawn and isinstance(self.of, (Poisson, LogNormalPoisson)):
             whole = max(1, math.ceil(mean))
+            whole = whole if self.of.most is None else min(whole, self.of.most)
             grad = None if self.of.grad is None else min(self.of.grad, whole)
             return self.of.replace(mean=float(whole), grad=grad).draw(rng, batch)
         plan = self.of.draw(rng, batch)

@@ -177,8 +177,8 @@ grouped_swiglu.register_autograd(_differentiate, setup_context=_keep)
 
 def _plainly(x: Rows, gate_up: GateUp, down: Down, counts: Int[Tensor, "E"]) -> Rows:
     """`grouped_swiglu` in operations that autograd knows."""
-    said = [swiglu(x[rows] @ gate_up[e].mT) @ down[e].mT for e, rows in _slices(counts)]
-    return torch.cat(said) if said else torch.zeros_like(x) * x
+    slices = _slices(counts) or [(0, slice(0, 0))]
+    return torch.cat([swiglu(x[rows] @ gate_up[e].mT) @ down[e].mT for e, rows in slices])
 
 
 def _densely(

@@ -105,6 +105,8 @@ def test_a_redrawn_ramp_draws_from_the_mean_so_far() -> None:
             steps = int(torch.poisson(rate, generator=rng)) + 1
             assert ramp.draw(seeded(step), 3, progress) == Plan(steps, grad)
     assert Ramp(of=Poisson(mean=4.0), redrawn=True).draw(seeded(0), 1).grad is None
+    falling = Ramp(of=Poisson(mean=4.0, most=6), start=10.0, redrawn=True).draw(seeded(0), 9, progress=0.0)
+    assert max(falling.split(9)[1]) <= 6
 
 
 def test_plan_splits() -> None:

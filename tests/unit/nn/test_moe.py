@@ -85,6 +85,14 @@ def test_experts_without_tokens(grad: bool) -> None:
         assert (layer.down.grad[[1, 4]].abs().amax((1, 2)) > 0).all()
 
 
+def test_a_gradient_of_no_rows_can_be_differentiated() -> None:
+    layer, x = awake(CONFIG), torch.randn(0, DIM)
+    chosen = torch.zeros(0, 2, dtype=torch.long)
+    y = experts.run_experts(x, layer.gate_up, layer.down, chosen, torch.zeros(0, 2))
+    grads = torch.autograd.grad(y.sum(), [layer.gate_up, layer.down], create_graph=True)
+    assert all((grad == 0).all() for grad in grads)
+
+
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("grad", [True, False], ids=["with gradient", "without"])
 def test_half_precision(grad: bool) -> None:
