@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from open_mythos.infer.generate import Emitted
     from open_mythos.model import LoopedLM
 
+BEFORE = 8  # tokens of the prompt that are read with those that follow
 UNFINISHED = "\ufffd"  # what an incomplete character decodes to
 
 
@@ -98,7 +99,7 @@ def main(argv: list[str]) -> int:
     made = _stream(options, model.to(device), tokenizer, prompt)
     if options.compile:
         print("compiling takes up to half a minute, and less the next time", file=sys.stderr)
-    rows = [_Continuation(tokenizer, options.stop) for _ in range(options.samples)]
+    rows = [_Continuation(tokenizer, prompt, options.stop) for _ in range(options.samples)]
     if options.samples == 1:
         _print_as_it_comes(made, text, rows[0])
     else:
@@ -148,11 +149,12 @@ def _stream(options: Options, model: LoopedLM, tokenizer: Tokenizer, prompt: lis
 class _Continuation:
     """The text of one row so far, up to the end of the first text that is to end it.
 
-    Tokens do not tell: "brown" is another token inside of " brown".
+    Tokens do not tell: "brown" is another token inside of " brown". What a token says may depend on the one
+    before it, so the last of the prompt's are read with them.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
-        self.tokenizer, self.stop = tokenizer, stop
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: tuple[str, ...]) -> None:
+        self.tokenizer, self.before, self.stop = tokenizer, [*prompt[-BEFORE:]], stop
         self.tokens: list[int] = []
         self.depths: list[int] = []
         self.text, self.ended = "", False
@@ -162,7 +164,8 @@ class _Continuation:
             return
         self.tokens.append(emitted.token)
         self.depths.append(emitted.steps)
-        self.text = self.tokenizer.decode(self.tokens)
+        known = len(self.tokenizer.decode(self.before))
+        self.text = self.tokenizer.decode([*self.before, *self.tokens])[known:]
         found = [self.text.find(stop) + len(stop) for stop in self.stop if stop in self.text]
         self.text = self.text[: min(found, default=None)]
         self.ended = bool(found) or emitted.finish is not None

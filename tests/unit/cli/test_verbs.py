@@ -121,13 +121,23 @@ class Words:
 )
 def test_a_stop_ends_the_text_wherever_its_tokens_begin(capsys, stop, text):
     made = [Emitted(0, token, 2, "length" if token == 3 else None) for token in range(4)]
-    row = _Continuation(Words(), stop)
+    row = _Continuation(Words(), [], stop)
     _print_as_it_comes(iter(made), "> ", row)
     assert capsys.readouterr().out == f"> {text}\n"
     assert len(row.depths) == len(text.split())
-    rows = [_Continuation(Words(), stop), _Continuation(Words(), ("A",))]
+    rows = [_Continuation(Words(), [], stop), _Continuation(Words(), [], ("A",))]
     _print_all((e._replace(row=i) for e in made for i in (0, 1)), "> ", rows)
     assert capsys.readouterr().out == f"--- 1\n> {text}\n--- 2\n> A\n"
+
+
+def test_new_words_do_not_run_into_the_prompt(capsys):
+    class Numbers:
+        def decode(self, ids):
+            return " ".join(map(str, ids))
+
+    made = [Emitted(0, token, 2, "length" if token == 5 else None) for token in (4, 5)]
+    _print_as_it_comes(iter(made), "1 2 3", _Continuation(Numbers(), [1, 2, 3], ()))
+    assert capsys.readouterr().out == "1 2 3 4 5\n"
 
 
 def test_generate_stops_at_a_text(run, capsys):
