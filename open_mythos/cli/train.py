@@ -243,6 +243,11 @@ def _read(recipe: Recipe, world: World) -> Corpus:
             f"the tokenizer has {corpus.tokenizer.vocab_size} ids, the model's vocabulary only "
             f"{recipe.model.vocab}; set model.vocab={corpus.tokenizer.vocab_size} or choose another tokenizer"
         )
+    if corpus.puzzle is None and len(corpus.held_out) <= recipe.length:
+        raise ValueError(
+            f"the held-out text is too short: {len(corpus.held_out)} tokens make no row of {recipe.length}; "
+            "give more text, hold out more of it, or take shorter rows (length)"
+        )
     console.print(str(corpus), highlight=False)
     return corpus
 
@@ -279,7 +284,7 @@ def _hooks(run: Run, audience: tuple[Progress, Tracker, Utilisation] | None = No
     def sample(state: TrainState, metrics: Metrics) -> None:
         metrics["sample"] = _sample(run, state)
         if audience is not None:
-            audience[0].print_sample(metrics["sample"])
+            audience[0].print_sample(metrics["sample"], f"sample at step {state.step}")
 
     def show(state: TrainState, metrics: Metrics) -> None:
         nonlocal said

@@ -107,9 +107,8 @@ class Progress:
         elif now - self._printed[0] >= self._every:
             self._print_line()
 
-    def print_sample(self, text: str, title: str = "") -> None:
+    def print_sample(self, text: str, title: str) -> None:
         """Show text from the model above the bar; control characters are made harmless."""
-        title = title or f"sample at step {self._metrics.get('step', 0):.0f}"
         body = Text(printable(text, self._console.encoding))
         if self._live:
             self._console.print(Panel(body, title=Text(title), title_align="left", border_style="dim"))

@@ -3,6 +3,7 @@
 A run's folder holds its recipe as `config.json`; that file is valid input for another run.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,8 +73,9 @@ class Recipe(Config):
             raise ValueError("a run needs an end: give steps, seconds, or both")
         for name in POSITIVE:
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"{name} must be above zero, got {value}")
+            if value is not None and not 0 < value < math.inf:
+                finite = "" if value <= 0 else " and finite"
+                raise ValueError(f"{name} must be above zero{finite}, got {value}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed should be 0 to 2^63 - 1, got {self.seed}")
         if self.batch % self.rows:

@@ -88,6 +88,9 @@ def test_fresh_starts_over(run, capsys):
     [
         (["micro=0"], "micro must be above zero, got 0"),
         (["clip=-1"], "clip must be above zero, got -1"),
+        (["--seconds", "nan"], "seconds must be above zero and finite, got nan"),
+        (["--seconds", "inf"], "seconds must be above zero and finite, got inf"),
+        (["length=4096", "model.context=4096"], "tokens make no row of 4096; give more text"),
         (["clip=NaN"], "a value should be a finite number, got NaN"),
         (["optimiser.muon.lr=Infinity"], "got Infinity"),
         (["model.loop.schedule.mean=NaN"], "got NaN"),

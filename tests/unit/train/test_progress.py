@@ -74,7 +74,7 @@ def test_a_terminal_shows_bar_vitals_and_samples():
         progress.update(
             {"step": 1, "loss": torch.tensor(2.0), "tokens_per_second": 15234, "mfu": 0.37, "loops": 4.25}
         )
-        progress.print_sample("def [bold]f(x):")
+        progress.print_sample("def [bold]f(x):", "sample at step 1")
         progress.note("saved [1]")
     assert "25%" in text()
     for words in (
@@ -93,7 +93,7 @@ def test_a_terminal_shows_bar_vitals_and_samples():
 def test_a_sample_cannot_command_the_terminal(terminal):
     console, text = screen(terminal)
     progress = Progress(total_steps=1, console=console)
-    progress.print_sample("a\x1b]0;owned\x07b\udc80 tab\tand\nlines [/red]")
+    progress.print_sample("a\x1b]0;owned\x07b\udc80 tab\tand\nlines [/red]", "sample at step 0")
     assert "\x1b]0" not in text()
     assert "\x07" not in text()
     assert "lines [/red]" in text()
@@ -103,7 +103,7 @@ def test_a_poor_terminal_is_enough():
     console, text = screen(encoding="ascii")
     with Progress(total_steps=1, console=console) as progress:
         progress.update({"step": 1, "loss": 1.0, "rho": 0.1})
-        progress.print_sample("naïve 思")
+        progress.print_sample("naïve 思", "sample at step 1")
     assert "na?ve ?" in text()
 
 
