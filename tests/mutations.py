@@ -180,7 +180,7 @@ MUTATIONS = [
         "nn/context.py",
         '(columns <= ask) if attention == "causal"',
         '(columns <= ask + 1) if attention == "causal"',
-        f"{LAWS}rows.py -k test_padding_looks_at_something",
+        f"{LAWS}rows.py -k test_padding[parcae]",
     ),
     Mutation(
         "shared keys: the first step's, in a cache",
@@ -208,7 +208,7 @@ MUTATIONS = [
         "nn/context.py",
         "visible = (columns >= 0) & (",
         "visible = (columns >= -1) & (",
-        f"{LAWS}rows.py -k test_padding_looks_at_something",
+        f"{LAWS}rows.py -k test_padding[parcae]",
     ),
     Mutation(
         "padding: has a softmax",
