@@ -430,6 +430,8 @@ class TestWeights:
     def test_what_is_no_weight_is_unexpected(self, model):
         state = model.state_dict() | {"step": 3, "nothing": torch.zeros(0)}
         assert set(model.load_state_dict(state, strict=False).unexpected_keys) == {"step", "nothing"}
+        odd = {"coda.0.ffn.gate.weight": 3}
+        assert model.load_state_dict(odd, strict=False).unexpected_keys == [*odd]
 
     def test_a_part_can_be_saved(self, model, tmp_path):
         for part in (model.recurrent, model.prelude[0], model.recurrent.block.ffn):

@@ -157,6 +157,11 @@ def test_a_held_out_loss_that_is_not_finite_is_said_once_and_no_score(run, tmp_p
     assert [read_manifest(steps[step])["score"] for step in (1, 2)] == [None, None]
 
 
+def test_a_sample_is_of_its_step(run, tmp_path, capsys):
+    out = mythos(capsys, run[0], "sample_every=1", "--steps", 2, "--out", tmp_path / "new")[1]
+    assert re.findall(r"sample at step (\d+)", out) == ["1", "2"]
+
+
 def test_a_run_with_relative_data_goes_on_from_elsewhere(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "a.txt").write_text("".join(f"line {i} of a short text\n" for i in range(300)))
     monkeypatch.chdir(tmp_path)
